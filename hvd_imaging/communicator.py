@@ -1,0 +1,127 @@
+"""Collective calls of the stages that run without TensorFlow (ingest, verify). The only mpi4py import outside `parallel`.
+
+Training talks through Horovod instead (`parallel/horovod.py`).
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from .errors import HvdImagingError, SetupError
+from .world import World, world_from_environment
+
+T = TypeVar("T")
+
+
+class Communicator(Protocol):
+    """What a stage may ask of the other ranks. Objects are small and picklable; every rank makes the same calls."""
+
+    world: World
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks in rank order, on every rank."""
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+
+    def barrier(self) -> None:
+        """Return when all ranks have come here."""
+
+    def abort(self, code: int) -> None:
+        """End all ranks with this exit code."""
+
+
+class Alone:
+    """A world of one."""
+
+    world = World()
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
+    def broadcast(self, value: Any) -> Any:
+        return value
+
+    def barrier(self) -> None:
+        pass
+
+    def abort(self, code: int) -> None:
+        sys.exit(code)
+
+
+class Mpi:
+    """All ranks of ``mpirun``."""
+
+    def __init__(self) -> None:
+        from mpi4py import MPI
+
+        self._comm = MPI.COMM_WORLD
+        environment = world_from_environment()
+        self.world = World(
+            self._comm.Get_rank(), self._comm.Get_size(), environment.local_rank, environment.local_size
+        )
+
+    def gather(self, value: Any) -> list[Any]:
+        return self._comm.allgather(value)
+
+    def broadcast(self, value: Any) -> Any:
+        return self._comm.bcast(value, root=0)
+
+    def barrier(self) -> None:
+        self._comm.Barrier()
+
+    def abort(self, code: int) -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._comm.Abort(code)
+
+
+def connect() -> Communicator:
+    """The communicator of this process: MPI where a launcher started several ranks, else a world of one.
+
+    Raises:
+        SetupError: several ranks were started, but mpi4py is missing or sees another world size.
+    """
+    expected = world_from_environment()
+    if expected.size == 1:
+        return Alone()
+    try:
+        communicator = Mpi()
+    except ImportError as error:
+        raise SetupError(
+            f"{expected.size} ranks were started, but mpi4py can not be imported ({error}); "
+            "install the extra 'train' with scripts/setup_env.sh, or run one process"
+        ) from error
+    if communicator.world.size != expected.size:
+        raise SetupError(
+            f"the launcher started {expected.size} ranks, but MPI sees {communicator.world.size}: mpi4py belongs to "
+            "another MPI than mpirun; `hvd-imaging doctor` shows both"
+        )
+    return communicator
+
+
+def together(communicator: Communicator, act: Callable[[], T]) -> T:
+    """Run ``act`` on this rank; if it fails on any rank, all ranks raise the first rank's message.
+
+    Without this, the other ranks would wait in their next collective call for ever.
+
+    Raises:
+        HvdImagingError: of the lowest failing rank, with its class and, in a world of several, its rank.
+    """
+    result: T | None = None
+    failure: tuple[type[HvdImagingError], str] | None = None
+    try:
+        result = act()
+    except HvdImagingError as error:
+        failure = (type(error), str(error))
+    except Exception:
+        failure = (HvdImagingError, traceback.format_exc())
+    failures = communicator.gather(failure)
+    for rank, found in enumerate(failures):
+        if found is not None:
+            kind, message = found
+            raise kind(message if communicator.world.size == 1 else f"rank {rank}: {message}")
+    return result  # type: ignore[return-value]

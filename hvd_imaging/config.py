@@ -1,0 +1,301 @@
+"""The configuration: one model per stage, read from YAML, changed by ``--set key=value``.
+
+Unknown keys name the nearest valid ones; every message names file and key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import pydantic
+import yaml
+from pydantic import Field
+
+from .errors import ConfigError
+
+Positive = typing.Annotated[int, Field(gt=0)]
+Fraction = typing.Annotated[float, Field(ge=0, le=1)]
+PositiveFloat = typing.Annotated[float, Field(gt=0)]
+Triple = tuple[Positive, Positive, Positive]
+
+
+class Section(pydantic.BaseModel):
+    """Base of all sections: unknown keys are errors, values can not change after checking."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class PreprocessConfig(Section):
+    """From a source volume to what the network sees. Stored with the dataset, so prediction repeats it exactly."""
+
+    spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = Field(
+        None, description="resample to this spacing in mm (D, H, W); none keeps each volume's own"
+    )
+    intensity: Literal["auto", "window", "percentile", "zscore", "none"] = Field(
+        "auto", description="how intensities become [0, 1]; auto: window for CT, percentile otherwise"
+    )
+    window: tuple[float, float] = Field((-1000.0, 400.0), description="intensity=window: these HU become 0 and 1")
+    percentiles: tuple[Fraction, Fraction] = Field(
+        (0.005, 0.995), description="intensity=percentile: these quantiles of the foreground become 0 and 1"
+    )
+    zscore_range: PositiveFloat = Field(4.0, description="intensity=zscore: mean +- this many deviations become 0 and 1")
+    crop: Literal["none", "body", "foreground"] = Field(
+        "none", description="crop to the body (CT, > -500 HU) or to the non-zero foreground"
+    )
+    crop_margin_mm: typing.Annotated[float, Field(ge=0)] = Field(5.0, description="margin around the crop in mm")
+    projection: Literal["none", "mip", "mean"] = Field(
+        "none", description="reduce the depth to one image: maximum intensity or mean projection (for 2D networks)"
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _ordered(self) -> PreprocessConfig:
+        if not self.window[0] < self.window[1]:
+            raise ValueError(f"window: the lower limit {self.window[0]} is not below the upper one {self.window[1]}")
+        if not self.percentiles[0] < self.percentiles[1]:
+            raise ValueError("percentiles: the lower one is not below the upper one")
+        return self
+
+
+class ShardConfig(Section):
+    """How samples lie in HDF5 files."""
+
+    shard_mb: PositiveFloat = Field(256.0, description="close a shard at this size (MB)")
+    chunk: Triple = Field((32, 64, 64), description="chunk shape (D, H, W), at most the volume's")
+    dtype: Literal["float32", "float16"] = Field("float32", description="stored type of the image")
+    compression: Literal["none", "gzip", "lzf"] = Field("none", description="HDF5 filter; none reads fastest")
+
+
+class SplitConfig(Section):
+    """How patients are spread over training, validation and test."""
+
+    val: Fraction = Field(0.15, description="share of the patients for validation")
+    test: Fraction = Field(0.15, description="share of the patients for the final test")
+    seed: int = Field(0, description="another seed, another split")
+
+    @pydantic.model_validator(mode="after")
+    def _room(self) -> SplitConfig:
+        if self.val + self.test > 1:
+            raise ValueError(f"val + test = {self.val + self.test:g} is more than 1")
+        return self
+
+
+class IngestConfig(Section):
+    """`hvd-imaging ingest --set preprocess.spacing=[2,2,2]`."""
+
+    preprocess: PreprocessConfig = PreprocessConfig()
+    shards: ShardConfig = ShardConfig()
+    split: SplitConfig = SplitConfig()
+    units: Literal["hu", "stored"] = Field("hu", description="rescaled values (HU for CT) or stored pixel values")
+
+
+class AugmentConfig(Section):
+    """Random changes of training samples; image and mask move together. 0 switches one off."""
+
+    flip: tuple[bool, bool, bool] = Field((False, False, True), description="mirror along D, H, W with probability 1/2")
+    rotate_deg: typing.Annotated[float, Field(ge=0, le=180)] = Field(10.0, description="in-plane rotation, degrees")
+    scale: typing.Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="zoom by 1 +- this")
+    shift: typing.Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="classification: shift by this share")
+    gamma: typing.Annotated[float, Field(ge=0, lt=1)] = Field(0.15, description="gamma in [1 - x, 1 + x]")
+    noise: typing.Annotated[float, Field(ge=0)] = Field(0.01, description="deviation of added Gaussian noise")
+    probability: Fraction = Field(0.5, description="chance of the spatial change (rotation and zoom) per sample")
+
+
+class DataConfig(Section):
+    """What is read."""
+
+    dataset: str = Field(description="dataset folder made by `hvd-imaging ingest`")
+    patch: Triple = Field((32, 48, 48), description="what the network sees, voxels (D, H, W); D = 1 for 2D networks")
+    patches_per_volume: Positive = Field(1, description="segmentation: random patches of each volume in an epoch")
+    foreground: Fraction = Field(0.5, description="segmentation: share of patches centred on a labelled voxel")
+    train_split: str = Field("train", description="split to learn from")
+    val_split: str = Field("val", description="split for early stopping and the best model")
+    augment: AugmentConfig | None = Field(AugmentConfig(), description="null: none")
+
+
+class ModelConfig(Section):
+    """Which network."""
+
+    name: str = Field(description="a key of hvd_imaging.models.BUILDERS: vgg16, cnn3d, unet3d, or your own")
+    width: PositiveFloat = Field(1.0, description="vgg16, cnn3d: multiplier of all filter counts")
+    head: Literal["average", "dense"] = Field("average", description="vgg16: global average, or VGG's dense layers")
+    filters: Positive = Field(16, description="unet3d: filters of the first level, doubled on each")
+    depth: Positive = Field(3, description="unet3d: resolution levels")
+    norm: Literal["none", "group", "instance"] = Field("instance", description="normalization after convolutions")
+    deep_supervision: bool = Field(False, description="unet3d: a loss on each decoder level")
+    dropout: typing.Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="before the last layer")
+    options: dict[str, Any] = Field(default_factory=dict, description="for builders of your own")
+
+
+class TrainConfig(Section):
+    """How it learns."""
+
+    epochs: Positive = Field(10, description="passes over the training split")
+    batch_size: Positive = Field(4, description="the GLOBAL batch; the ranks share it, so results do not depend on them")
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("adam", description="update rule")
+    learning_rate: PositiveFloat = Field(1e-3, description="for a global batch of base_batch_size")
+    momentum: typing.Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="sgd")
+    nesterov: bool = Field(True, description="sgd")
+    weight_decay: typing.Annotated[float, Field(ge=0)] = Field(0.0, description="adamw")
+    epsilon: PositiveFloat = Field(1e-5, description="adam: 1e-7 turns rounding noise into steps")
+    scale_learning_rate: Literal["linear", "sqrt", "none"] = Field(
+        "none", description="with batch_size / base_batch_size"
+    )
+    base_batch_size: Positive = Field(4, description="the batch that learning_rate was found for")
+    schedule: Literal["constant", "cosine", "poly"] = Field("cosine", description="course of the learning rate")
+    warmup_epochs: typing.Annotated[float, Field(ge=0)] = Field(0.5, description="linear rise from 0")
+    poly_power: PositiveFloat = Field(0.9, description="schedule=poly")
+    clip_norm: typing.Annotated[float, Field(ge=0)] = Field(12.0, description="global gradient norm; 0: no clipping")
+    loss: Literal["dice_ce", "dice", "ce"] = Field("dice_ce", description="classification always takes ce")
+    class_weights: list[PositiveFloat] | Literal["balanced"] | None = Field(
+        None, description="per class for cross-entropy; balanced: from the training split's counts"
+    )
+    seed: int = Field(0, description="of initial weights, order, patches and augmentation")
+    max_steps: Positive | None = Field(None, description="stop after so many steps (for trials)")
+    validate_every: Positive = Field(1, description="epochs between validations")
+    early_stop: typing.Annotated[int, Field(ge=0)] = Field(0, description="validations without gain; 0: never")
+    checkpoint_epochs: Positive = Field(1, description="epochs between checkpoints")
+    checkpoint_steps: typing.Annotated[int, Field(ge=0)] = Field(0, description="steps between checkpoints; 0: none")
+    keep_checkpoints: Positive = Field(2, description="newest ones that stay")
+    reproducible: bool = Field(False, description="deterministic kernels: a repeat is equal to the bit, but slower")
+    mixed_precision: Literal["none", "float16", "bfloat16"] = Field("none", description="float16 for GPUs only")
+
+
+class ParallelConfig(Section):
+    """How ranks talk."""
+
+    compression: Literal["none", "fp16"] = Field("none", description="of gradients on the wire; fp16 pays on slow links")
+    threads_per_rank: typing.Annotated[int, Field(ge=0)] = Field(0, description="0: the cores that the rank was given")
+
+
+class OutputConfig(Section):
+    """What is written and where."""
+
+    run_dir: str = Field("runs/run", description="made by training; --run-dir overrides it")
+    tensorboard: bool = Field(True, description="write TensorBoard files")
+
+
+class RunConfig(Section):
+    """A whole training run."""
+
+    data: DataConfig
+    model: ModelConfig
+    train: TrainConfig = TrainConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    output: OutputConfig = OutputConfig()
+
+
+S = TypeVar("S", bound=Section)
+
+
+def load(model: type[S], path: str | Path | None, assignments: Iterable[str] = ()) -> S:
+    """Read ``path`` (YAML), apply ``--set`` assignments, check against ``model``.
+
+    Raises:
+        ConfigError: with file, key, what was expected and found.
+    """
+    where = str(path) if path is not None else "--set"
+    values: Any = {}
+    if path is not None:
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise ConfigError(
+                f"{path}: can not be read ({reason}); `hvd-imaging init segmentation -o run.yaml` makes one"
+            ) from error
+        try:
+            values = yaml.load(text, Loader=_StrictLoader) or {}  # noqa: S506 - a SafeLoader that refuses repeated keys
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            line = f", line {mark.line + 1}" if mark is not None else ""
+            raise ConfigError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: expected sections such as 'data:', found {type(values).__name__}")
+    for assignment in assignments:
+        _assign(values, assignment)
+    return check(model, values, where)
+
+
+def check(model: type[S], values: Any, where: str) -> S:
+    """Validate plain values against ``model``; ``where`` names their origin in messages."""
+    try:
+        return model.model_validate(values)
+    except pydantic.ValidationError as error:
+        raise ConfigError(f"{where}: " + "; ".join(_explain(model, e) for e in error.errors()[:5])) from None
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key given twice (plain YAML lets the second win silently)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=deep)  # type: ignore[no-untyped-call]
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key}' stands here twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _assign(values: dict[str, Any], assignment: str) -> None:
+    key, separator, text = assignment.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise ConfigError(f"--set {assignment}: expected key=value, such as train.epochs=20")
+    try:
+        value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {assignment}: the value is not valid YAML") from error
+    target = values
+    for part in parts[:-1]:
+        if target.get(part) is None:
+            target[part] = {}
+        target = target[part]
+        if not isinstance(target, dict):
+            raise ConfigError(f"--set {assignment}: '{part}' holds a value, not a section")
+    target[parts[-1]] = value
+
+
+def keys(model: type[pydantic.BaseModel], prefix: str = "") -> list[str]:
+    """All dotted keys of a model."""
+    found = []
+    for name, info in model.model_fields.items():
+        inner = section_of(info.annotation)
+        found += keys(inner, f"{prefix}{name}.") if inner else [prefix + name]
+    return found
+
+
+def section_of(annotation: Any) -> type[Section] | None:
+    """The section class of a field, also behind ``| None``; None for a plain value."""
+    for candidate in (annotation, *typing.get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, Section):
+            return candidate
+    return None
+
+
+def _explain(model: type[Section], error: Any) -> str:
+    place = ".".join(str(part) for part in error["loc"])
+    # A union's error place ends with the name of the tried alternative: only names of fields matter to the user.
+    known = keys(model)
+    if error["type"] == "extra_forbidden":
+        last = place.rsplit(".", 1)[-1]
+        near = difflib.get_close_matches(place, known, n=3, cutoff=0.6)
+        near += [k for k in known if difflib.get_close_matches(last, [k.rsplit(".", 1)[-1]], cutoff=0.6)]
+        section = place.rpartition(".")[0]
+        siblings = [k for k in known if k.rpartition(".")[0] == section] or sorted({k.split(".")[0] for k in known})
+        best = list(dict.fromkeys(near))[:3]
+        return f"{place}: unknown key; " + (
+            f"nearest valid keys: {', '.join(best)}" if best else f"valid keys here: {', '.join(siblings)}"
+        )
+    if error["type"] == "missing":
+        return f"{place}: missing; this key is required"
+    message = error["msg"].removeprefix("Value error, ")
+    found = error.get("input")
+    shown = f", found {found!r}" if isinstance(found, (str, int, float, bool, list, tuple, type(None))) else ""
+    return f"{place}: {message}{shown}" if place else message

@@ -1,0 +1,48 @@
+"""The errors that users see.
+
+A message says what went wrong, what was expected, what was found and where (file, key, rank), and the next step.
+The command line prints it in one line and leaves with ``exit_code``; a traceback is shown for programming errors only.
+Messages never carry patient data: identifiers appear as pseudonyms, files by their path inside the given folder.
+"""
+
+from __future__ import annotations
+
+
+class HvdImagingError(Exception):
+    """Base of all errors that are the user's to mend."""
+
+    exit_code = 1
+
+
+class ConfigError(HvdImagingError):
+    """A configuration key or a command-line value is unknown, of the wrong type, or contradicts another."""
+
+    exit_code = 2
+
+
+class SourceError(HvdImagingError):
+    """DICOM, NIfTI or label input that can not be used."""
+
+    exit_code = 3
+
+
+class DatasetError(HvdImagingError):
+    """A shard dataset is missing, damaged, or of another schema."""
+
+    exit_code = 4
+
+
+class RunError(HvdImagingError):
+    """A run directory, checkpoint or model can not be used as asked."""
+
+    exit_code = 5
+
+
+class SetupError(HvdImagingError):
+    """The machine or the installation lacks something (MPI, a package, a permission)."""
+
+    exit_code = 6
+
+
+PARTIAL = 10
+"""Exit code of a command that did its work but set some inputs aside (see its quarantine report)."""

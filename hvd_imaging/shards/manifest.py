@@ -1,0 +1,147 @@
+"""`manifest.json`: what a dataset holds, and the hash that names its content.
+
+A dataset is a folder::
+
+    manifest.json          this file: schema, classes, preprocessing, splits, one entry a sample
+    shard-00000.h5 ...     HDF5: /samples/<id>/image (D, H, W, C), mask (D, H, W) uint8, foreground (N, 3) int32
+    quarantine.json        inputs that were set aside, with the reason
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+
+from ..config import PreprocessConfig, SplitConfig
+from ..errors import DatasetError
+from ..files import write_json
+
+SCHEMA = 1
+NAME = "manifest.json"
+SPLITS = ("train", "val", "test")
+
+Task = Literal["segmentation", "classification", "unlabelled"]
+
+
+class _Entry(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class Sample(_Entry):
+    """One sample.
+
+    Attributes:
+        id: pseudonym of the series or case; the HDF5 group's name.
+        patient: pseudonym of the patient; splits are made by it.
+        shape: (D, H, W, C) of the stored image.
+        dtype: of the stored image.
+        spacing: mm along D, H, W.
+        affine: rows of the (4, 4) index-to-LPS matrix of the stored grid.
+        label: class index (classification), None otherwise.
+        class_voxels: voxels of each class in the mask (segmentation), None otherwise.
+        split: train, val or test.
+        shard: file name inside the dataset folder.
+        sha256: of the content, `schema.content_hash`.
+    """
+
+    id: str
+    patient: str
+    shape: tuple[int, int, int, int]
+    dtype: str
+    spacing: tuple[float, float, float]
+    affine: tuple[tuple[float, float, float, float], ...]
+    modality: str
+    label: int | None
+    class_voxels: tuple[int, ...] | None
+    split: Literal["train", "val", "test"]
+    shard: str
+    sha256: str
+
+
+class Manifest(_Entry):
+    """A dataset's content. ``preprocess.intensity`` is resolved: never "auto"."""
+
+    schema_version: int = pydantic.Field(SCHEMA, alias="schema")
+    task: Task
+    classes: tuple[str, ...]
+    channels: int
+    preprocess: PreprocessConfig
+    split: SplitConfig
+    samples: tuple[Sample, ...]
+
+    def hash(self) -> str:
+        """Hex SHA-256 of the canonical JSON: equal hashes mean equal content, order, splits and preprocessing."""
+        text = json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def of_split(self, split: str) -> list[Sample]:
+        """The samples of one split, in manifest order."""
+        return [sample for sample in self.samples if sample.split == split]
+
+    def counts(self) -> dict[str, int]:
+        """Samples of each split."""
+        return {split: len(self.of_split(split)) for split in SPLITS}
+
+
+def load(dataset: str | Path) -> Manifest:
+    """Read and check ``dataset/manifest.json``.
+
+    Raises:
+        DatasetError: no such dataset, damaged JSON, another schema version, or a shard path outside the folder.
+    """
+    path = Path(dataset) / NAME
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DatasetError(
+            f"{dataset}: no {NAME} in this folder; `hvd-imaging ingest SRC {dataset}` makes a dataset"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path}: can not be read as JSON ({error}); ingest again or restore the file") from error
+    found = values.get("schema") if isinstance(values, dict) else None
+    if found != SCHEMA:
+        raise DatasetError(
+            f"{path}: schema version {found!r}, expected {SCHEMA}; ingest again with this version of hvd_imaging"
+        )
+    try:
+        manifest = Manifest.model_validate(values)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise DatasetError(f"{path}: {place}: {first['msg']}; the manifest is damaged, ingest again") from None
+    for sample in manifest.samples:
+        if Path(sample.shard).name != sample.shard or sample.shard in ("", ".", ".."):
+            raise DatasetError(f"{path}: sample {sample.id}: shard '{sample.shard}' is not a file of this folder")
+    return manifest
+
+
+def save(dataset: str | Path, manifest: Manifest) -> None:
+    """Write ``dataset/manifest.json`` atomically: the last step of ingest, which makes the dataset exist."""
+    write_json(Path(dataset) / NAME, manifest.model_dump(mode="json", by_alias=True))
+
+
+def assign_splits(patients: Sequence[str], config: SplitConfig) -> dict[str, str]:
+    """Split of each patient: a pure function of the set of pseudonyms and ``config``.
+
+    Patients are ordered by a hash of (seed, pseudonym), so the result does not depend on the order of reading. val and
+    test get ``round(share * patients)``, and at least one patient each where the share is not 0 and three patients exist.
+    """
+    unique = sorted(
+        set(patients), key=lambda patient: hashlib.sha256(f"{config.seed}:{patient}".encode()).hexdigest()
+    )
+    count = len(unique)
+
+    def wanted(share: float) -> int:
+        return max(round(share * count), 1 if share > 0 and count >= 3 else 0)
+
+    test = wanted(config.test)
+    val = min(wanted(config.val), count - test)
+    return {
+        patient: "test" if index < test else "val" if index < test + val else "train"
+        for index, patient in enumerate(unique)
+    }
