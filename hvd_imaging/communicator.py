@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
+from . import errors
 from .errors import HvdImagingError, SetupError
 from .world import World, world_from_environment
 
@@ -17,7 +18,7 @@ T = TypeVar("T")
 
 
 class Communicator(Protocol):
-    """What a stage may ask of the other ranks. Objects are small and picklable; every rank makes the same calls."""
+    """What a stage may ask of the other ranks. Values are small and fit in JSON; every rank makes the same calls."""
 
     world: World
 
@@ -112,16 +113,17 @@ def together(communicator: Communicator, act: Callable[[], T]) -> T:
         HvdImagingError: of the lowest failing rank, with its class and, in a world of several, its rank.
     """
     result: T | None = None
-    failure: tuple[type[HvdImagingError], str] | None = None
+    failure: tuple[str, str] | None = None
     try:
         result = act()
     except HvdImagingError as error:
-        failure = (type(error), str(error))
+        failure = (type(error).__name__, str(error))
     except Exception:
-        failure = (HvdImagingError, traceback.format_exc())
+        failure = ("HvdImagingError", traceback.format_exc())
     failures = communicator.gather(failure)
     for rank, found in enumerate(failures):
         if found is not None:
-            kind, message = found
+            name, message = found
+            kind: type[HvdImagingError] = getattr(errors, name, HvdImagingError)
             raise kind(message if communicator.world.size == 1 else f"rank {rank}: {message}")
     return result  # type: ignore[return-value]

@@ -44,5 +44,11 @@ class SetupError(HvdImagingError):
     exit_code = 6
 
 
+class PeerError(HvdImagingError):
+    """This rank stopped because another one failed."""
+
+    exit_code = 7
+
+
 PARTIAL = 10
 """Exit code of a command that did its work but set some inputs aside (see its quarantine report)."""

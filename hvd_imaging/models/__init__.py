@@ -1,0 +1,56 @@
+"""Networks. A network is a function ``(ModelSpec) -> tf_keras.Model`` that returns logits, and an entry in BUILDERS.
+
+Importing this package is light: TensorFlow is loaded when a network is built.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import ConfigError
+from .spec import ModelSpec
+
+BUILDERS: dict[str, str | Callable[[ModelSpec], Any]] = {
+    # name: "module:function" (loaded when used), or the function itself
+    "vgg16": "hvd_imaging.models.vgg:vgg16",
+    "cnn3d": "hvd_imaging.models.vgg:cnn3d",
+    "unet3d": "hvd_imaging.models.unet3d:unet3d",
+}
+
+
+def builder(name: str) -> Callable[[ModelSpec], Any]:
+    """The function behind ``model.name``; ``package.module:function`` names one outside the dict.
+
+    Raises:
+        ConfigError: unknown name, with the nearest valid ones.
+    """
+    entry = BUILDERS.get(name, name if ":" in name else None)
+    if entry is None:
+        near = difflib.get_close_matches(name, BUILDERS, n=3) or sorted(BUILDERS)
+        raise ConfigError(f"model.name: unknown network '{name}'; nearest valid names: {', '.join(near)}")
+    if callable(entry):
+        return entry
+    module, _, function = entry.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"model.name: '{name}' can not be loaded ({error})") from error
+
+
+def build(spec: ModelSpec) -> Any:
+    """The network of ``spec``, with fresh weights.
+
+    Raises:
+        ConfigError: unknown network, or a patch that it can not take.
+    """
+    return builder(spec.model.name)(spec)
+
+
+def inference_model(model: Any) -> Any:
+    """The network with its full-size output alone: what is left of deep supervision after training."""
+    import tensorflow as tf
+
+    return tf.keras.Model(model.inputs, model.outputs[0], name=model.name) if len(model.outputs) > 1 else model

@@ -1,0 +1,123 @@
+"""`hvd-imaging train`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..world import World
+
+
+@click.command(
+    epilog="""\b
+Three ways to run the same code:
+  hvd-imaging train run.yaml                      one process
+  mpirun -np 2 hvd-imaging train run.yaml         2 ranks under MPI
+  horovodrun -np 2 hvd-imaging train run.yaml     2 ranks by Horovod's launcher
+\b
+The ranks share train.batch_size, so all three learn the same weights.
+"""
+)
+@click.argument("config", metavar="run.yaml", type=click.Path(path_type=Path))
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change a key, as in train.epochs=20.")
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint; begin anew where there is none.")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Where the run lives (default: output.run_dir).")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def command(config: Path, assignments: tuple[str, ...], resume: bool, run_dir: Path | None, as_json: bool) -> None:
+    """Train a network on a dataset, alone or on many ranks."""
+    from .. import bootstrap
+    from ..config import RunConfig, load
+
+    settings = load(RunConfig, config, assignments)
+    threads = bootstrap.prepare(settings.parallel.threads_per_rank)
+    bootstrap.load_tensorflow()
+
+    from ..parallel.horovod import Horovod
+    from ..training.loop import train
+
+    hvd = Horovod(settings.parallel.compression)
+    directory = run_dir or Path(settings.output.run_dir)
+    with TrainingReport(hvd.world, quiet=as_json) as report:
+        if hvd.world.is_root:
+            report.message(f"{threads.compute} thread{'s' * (threads.compute > 1)} a rank; run folder {directory}")
+        summary = train(settings, directory, hvd, resume, report)
+    if not hvd.world.is_root:
+        return
+    if as_json:
+        import json
+
+        click.echo(
+            json.dumps(
+                {
+                    "run_dir": str(summary.directory),
+                    "steps": summary.steps,
+                    "best": summary.best.to_json(),
+                    "weights_sha256": summary.weights_sha256,
+                    "stopped_early": summary.stopped_early,
+                }
+            )
+        )
+    else:
+        report.message(
+            f"done: {summary.steps} steps{', stopped early' * summary.stopped_early}, best epoch {summary.best.epoch}; "
+            f"next: hvd-imaging evaluate {summary.directory}"
+        )
+
+
+class TrainingReport:
+    """Progress on rank 0: a bar on a terminal, one line an epoch everywhere; nothing on the other ranks."""
+
+    def __init__(self, world: World, quiet: bool = False) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._active = world.is_root and not quiet
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}  rate {task.fields[rate]:.2e}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not (self._active and self._console.is_terminal),
+        )
+        self._task: Any = None
+        self._shown = 0.0
+
+    def __enter__(self) -> TrainingReport:
+        if not self._bar.disable:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._bar.disable:
+            self._bar.stop()
+
+    def message(self, text: str) -> None:
+        """One line."""
+        if self._active:
+            self._console.print(text, markup=False)
+
+    def step(self, epoch: int, step: int, steps: int, loss: float, rate: float) -> None:
+        """Move the bar; without a terminal, a line every 30 s."""
+        if self._bar.disable:
+            if self._active and time.monotonic() - self._shown > 30:
+                self._shown = time.monotonic()
+                self.message(f"epoch {epoch}: step {step}/{steps}, loss {loss:.4f}")
+            return
+        if self._task is None:
+            self._task = self._bar.add_task("", total=steps, epoch=epoch, loss=loss, rate=rate)
+        self._bar.update(self._task, completed=step, total=steps, epoch=epoch, loss=loss, rate=rate)
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """One line with the metrics of all ranks."""
+        self._shown = time.monotonic()
+        shown = ["loss", "accuracy", "val_loss", "val_dice", "val_accuracy"]
+        metrics = "  ".join(f"{name} {record[name]:.4f}" for name in shown if name in record)
+        star = "  *" if record.get("best") else ""
+        self.message(f"epoch {record['epoch']:3d}  {metrics}  {record['samples_per_second']:.1f} samples/s{star}")

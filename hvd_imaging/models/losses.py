@@ -1,0 +1,58 @@
+"""Losses as one value a sample ``(N,)``; the training step sums and divides by the true global batch (never a mean)."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+def cross_entropy(labels, logits, class_weights):
+    """Weighted cross-entropy, averaged over a sample's voxels.
+
+    Args:
+        labels: int32 ``(N, ...)``.
+        logits: float32 ``(N, ..., K)``.
+        class_weights: float32 ``(K,)``.
+
+    Returns:
+        float32 ``(N,)``. A voxel's loss is multiplied by the weight of its true class.
+    """
+    loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits) * tf.gather(class_weights, labels)
+    return tf.reduce_mean(tf.reshape(loss, [tf.shape(loss)[0], -1]), 1)
+
+
+def soft_dice(labels, logits, smooth: float = 1.0):
+    """1 - soft Dice (Milletari et al., 2016), averaged over the foreground classes of each sample.
+
+    Args:
+        labels: int32 ``(N, D, H, W)``.
+        logits: float32 ``(N, D, H, W, K)``.
+        smooth: keeps a class that is absent from both at a loss of 0.
+
+    Returns:
+        float32 ``(N,)``.
+    """
+    classes = logits.shape[-1]
+    probability = tf.nn.softmax(logits)[..., 1:]
+    truth = tf.one_hot(labels, classes, dtype=logits.dtype)[..., 1:]
+    voxels = list(range(1, len(logits.shape) - 1))
+    overlap = tf.reduce_sum(probability * truth, voxels)
+    total = tf.reduce_sum(probability, voxels) + tf.reduce_sum(truth, voxels)
+    return tf.reduce_mean(1.0 - (2.0 * overlap + smooth) / (total + smooth), -1)
+
+
+def sample_losses(kind: str, labels, outputs, class_weights):
+    """The configured loss of each sample ``(N,)``, over all outputs of a deeply supervised net.
+
+    Coarser outputs are compared with labels taken at every second voxel; their weights are 1, 1/2, 1/4, ... normalized.
+    """
+    outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+    total, weights = 0.0, [0.5**level for level in range(len(outputs))]
+    for level, (weight, logits) in enumerate(zip(weights, outputs, strict=True)):
+        target = labels[:, :: 2**level, :: 2**level, :: 2**level] if level else labels
+        loss = 0.0
+        if kind in ("ce", "dice_ce"):
+            loss += cross_entropy(target, logits, class_weights)
+        if kind in ("dice", "dice_ce"):
+            loss += soft_dice(target, logits)
+        total += weight / sum(weights) * loss
+    return total

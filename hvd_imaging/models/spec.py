@@ -1,0 +1,65 @@
+"""What has to be known of a trained model to use it: stored with runs and exports as `model.json`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import pydantic
+
+from ..config import ModelConfig, PreprocessConfig
+from ..errors import RunError
+from ..files import write_json
+
+NAME = "model.json"
+
+
+class ModelSpec(pydantic.BaseModel):
+    """A network's contract.
+
+    Attributes:
+        task: what it answers.
+        classes: names; the index is the label code. For segmentation class 0 is the background.
+        patch: (D, H, W) voxels that it sees at once; D = 1 for a 2D network.
+        channels: of the input.
+        preprocess: how a source volume becomes its input.
+        model: its configuration.
+        dataset_hash: of the manifest it learned from.
+        run: name of the training run.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    task: Literal["segmentation", "classification"]
+    classes: tuple[str, ...]
+    patch: tuple[int, int, int]
+    channels: int
+    preprocess: PreprocessConfig
+    model: ModelConfig
+    dataset_hash: str
+    run: str
+
+    @property
+    def is_2d(self) -> bool:
+        """True for networks of single slices."""
+        return self.patch[0] == 1
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``folder/model.json`` atomically."""
+        write_json(Path(folder) / NAME, self.model_dump(mode="json"))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ModelSpec:
+        """Read ``folder/model.json``.
+
+        Raises:
+            RunError: missing or damaged.
+        """
+        path = Path(folder) / NAME
+        try:
+            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError as error:
+            raise RunError(f"{folder}: no {NAME}; expected a run folder or an exported model") from error
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}: damaged ({str(error).splitlines()[0]}); export the model again") from error

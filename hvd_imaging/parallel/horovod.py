@@ -1,0 +1,140 @@
+"""The only door to Horovod: sums, broadcasts and gathers over all ranks.
+
+Everything is a sum, never an average: callers divide by true global counts (docs/distributed.md).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+import numpy as np
+
+from ..errors import SetupError
+from ..world import World, world_from_environment
+
+
+class Horovod:
+    """Collective calls of training and evaluation; also a :class:`hvd_imaging.communicator.Communicator`.
+
+    In a world of one every call returns its own value.
+
+    Raises:
+        SetupError: Horovod is missing, was built without what the launcher needs, or sees another world size.
+    """
+
+    def __init__(self, compression: str = "none") -> None:
+        expected = world_from_environment()
+        self.world = expected
+        if expected.size == 1:
+            return  # nothing to talk to: no MPI, no Horovod is loaded
+        by_gloo = os.environ.get("HOROVOD_CONTROLLER", "").lower() == "gloo"
+        if not by_gloo:
+            # Before hvd.init(): where both are used, MPI must be initialized by mpi4py or it is finalized twice.
+            _import_mpi(expected)
+        try:
+            import horovod.tensorflow as hvd
+        except ImportError as error:
+            raise SetupError(
+                f"Horovod can not be imported ({str(error).splitlines()[0]}); build it with scripts/setup_env.sh"
+            ) from error
+        check_build(expected, by_gloo, hvd.mpi_built(), hvd.gloo_built())
+        hvd.init()
+        self._hvd = hvd
+        self._compression = {"none": hvd.Compression.none, "fp16": hvd.Compression.fp16}[compression]
+        self.world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size())
+        if self.world.size != expected.size:
+            raise SetupError(
+                f"the launcher started {expected.size} ranks, but Horovod sees {self.world.size}: Horovod was built for "
+                "another MPI than this mpirun; `hvd-imaging doctor` shows both"
+            )
+
+    def sum_gradients(self, gradients: list[Any]) -> list[Any]:
+        """Sum of each tensor over all ranks. One group: fusion can not depend on timing."""
+        if self.world.size == 1:
+            return gradients
+        return self._hvd.grouped_allreduce(
+            gradients, op=self._hvd.Sum, compression=self._compression, name="gradients"
+        )
+
+    def sum_array(self, values: np.ndarray, name: str) -> np.ndarray:
+        """Sum of a float64 or int64 array over all ranks, on the host."""
+        if self.world.size == 1:
+            return values
+        return np.array(self._hvd.allreduce(values, op=self._hvd.Sum, name=name))
+
+    def broadcast_variables(self, variables: list[Any]) -> None:
+        """Rank 0's values of TensorFlow variables, on every rank."""
+        if self.world.size > 1:
+            self._hvd.broadcast_variables(variables, root_rank=0)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks in rank order, on every rank. A value is anything that JSON can hold."""
+        if self.world.size == 1:
+            return [value]
+        data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+        sizes = np.asarray(self._hvd.allgather(np.array([data.size], np.int64), name="gather.sizes"))
+        joined = np.asarray(self._hvd.allgather(data, name="gather.bytes"))
+        ends = np.cumsum(sizes)
+        return [
+            json.loads(joined[end - size : end].tobytes())
+            for end, size in zip(ends, sizes, strict=True)
+        ]
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's value, on every rank."""
+        return self.gather(value if self.world.is_root else None)[0]
+
+    def barrier(self) -> None:
+        """Return when all ranks have come here."""
+        self.gather(None)
+
+    def abort(self, code: int) -> None:
+        """End all ranks with this exit code: through MPI where it runs, else the launcher sees this rank end."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        mpi = sys.modules.get("mpi4py.MPI")
+        if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
+            mpi.COMM_WORLD.Abort(code)
+        os._exit(code)
+
+
+def is_peer_failure(error: BaseException) -> bool:
+    """True if a collective call failed because another rank has gone, which has told its own reason."""
+    text = str(error)
+    return "Horovod has been shut down" in text or "HorovodInternalError" in text or "HorovodAllreduce" in text
+
+
+def check_build(expected: World, by_gloo: bool, mpi_built: bool, gloo_built: bool) -> None:
+    """Refuse a Horovod that can not talk the way the ranks were launched: it would train ``size`` separate models.
+
+    Raises:
+        SetupError: with the mend.
+    """
+    if expected.size == 1:
+        return
+    wanted, built, flag = (
+        ("Gloo (horovodrun --gloo)", gloo_built, "HOROVOD_WITH_GLOO") if by_gloo else ("MPI", mpi_built, "HOROVOD_WITH_MPI")
+    )
+    if not built:
+        raise SetupError(
+            f"{expected.size} ranks were started by {wanted}, but this Horovod was built without it; "
+            f"build it again: {flag}=1 scripts/setup_env.sh --force"
+        )
+
+
+def _import_mpi(expected: World) -> None:
+    try:
+        from mpi4py import MPI
+    except ImportError as error:
+        raise SetupError(
+            f"{expected.size} ranks were started under MPI, but mpi4py can not be imported "
+            f"({str(error).splitlines()[0]}); scripts/setup_env.sh installs one that fits"
+        ) from error
+    if MPI.COMM_WORLD.Get_size() != expected.size:
+        raise SetupError(
+            f"the launcher started {expected.size} ranks, but MPI sees {MPI.COMM_WORLD.Get_size()}: mpirun belongs to "
+            "another MPI than mpi4py and Horovod; `hvd-imaging doctor` shows both"
+        )

@@ -1,0 +1,200 @@
+"""From shards to `tf.data`: this rank's part of each global batch, prefetched.
+
+A batch is ``(image (B, D, H, W, C) float32, label, weight (B,) float32)``; ``label`` is int32 ``(B, D, H, W)`` for
+segmentation, ``(B,)`` for classification. ``B`` is fixed: short parts are filled up with zeros of weight 0, so that one
+traced graph serves every step and a rank without items still takes part in the sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import DataConfig
+from ..errors import HvdImagingError
+from ..shards.manifest import Manifest, Sample
+from ..shards.reader import ShardReader
+from ..world import World, bounds
+from .augment import augment
+from .plan import EpochPlan, generator, part_size, rank_part, tiles
+
+Triple = tuple[int, int, int]
+Example = tuple[np.ndarray, np.ndarray]
+
+
+class TrainingData:
+    """Draws training examples; one object a run."""
+
+    def __init__(self, dataset: str | Path, manifest: Manifest, config: DataConfig, seed: int, batch: int) -> None:
+        self.manifest, self.config, self.seed, self.batch = manifest, config, seed, batch
+        self.hash = manifest.hash()
+        self.samples = manifest.of_split(config.train_split)
+        self.draws = config.patches_per_volume if manifest.task == "segmentation" else 1
+        self.reader = ShardReader(Path(dataset), manifest)
+
+    def plan(self, epoch: int) -> EpochPlan:
+        """The plan of one epoch."""
+        return EpochPlan(self.hash, self.seed, epoch, len(self.samples) * self.draws, self.batch)
+
+    def example(self, epoch: int, item: int) -> Example:
+        """One augmented example: a pure function of (seed, epoch, item) and the dataset."""
+        sample, draw = self.samples[item // self.draws], item % self.draws
+        random = generator(self.seed, "example", epoch, sample.id, draw)
+        if self.manifest.task == "segmentation":
+            voxels = self.reader.foreground(sample)
+            start = patch_start(sample.shape[:3], self.config.patch, voxels, self.config.foreground, random)
+            image, mask = self.reader.read(sample, start, self.config.patch)
+            assert mask is not None
+        else:
+            image, mask = read_centre(self.reader, sample, self.config.patch), None
+        if self.config.augment is not None:
+            image, mask = augment(image, mask, self.config.augment, random)
+        label = np.int32(sample.label) if mask is None else mask.astype(np.int32)
+        return image, np.asarray(label)
+
+    def batches(self, epoch: int, first_step: int, world: World) -> Iterator[Any]:
+        """This rank's batches of an epoch from ``first_step`` on, read and augmented ahead of the training step."""
+        size = part_size(self.batch, world)
+
+        def parts() -> Iterator[tuple[np.ndarray, ...]]:
+            for batch in self.plan(epoch).batches(first_step):
+                yield fill([self.example(epoch, int(item)) for item in rank_part(batch, world)], size, self._empty())
+
+        return prefetched(parts, self._empty(), size)
+
+    def class_weights(self, wanted: list[float] | str | None) -> np.ndarray:
+        """float32 ``(K,)`` from the configuration; "balanced" is inverse frequency with a mean of 1.
+
+        Segmentation counts voxels of the training split (square root, as the background would all but vanish else).
+        """
+        count = len(self.manifest.classes)
+        if wanted is None:
+            return np.ones(count, np.float32)
+        if wanted == "balanced":
+            if self.manifest.task == "segmentation":
+                voxels = np.sum([sample.class_voxels for sample in self.samples], axis=0, dtype=np.float64)
+                inverse = 1 / np.sqrt(np.maximum(voxels, 1))
+            else:
+                cases = np.bincount([sample.label or 0 for sample in self.samples], minlength=count)
+                inverse = 1 / np.maximum(cases, 1)
+            return (inverse / inverse.mean()).astype(np.float32)
+        return np.asarray(wanted, np.float32)
+
+    def _empty(self) -> Example:
+        return empty_example(self.config.patch, self.manifest)
+
+
+class ValidationData:
+    """The whole validation split in a fixed order: tiles of each volume, or each image once."""
+
+    def __init__(self, dataset: str | Path, manifest: Manifest, config: DataConfig, batch: int) -> None:
+        self.manifest, self.config, self.batch = manifest, config, batch
+        self.samples = manifest.of_split(config.val_split)
+        self.reader = ShardReader(Path(dataset), manifest)
+        self.items: list[tuple[int, Triple]] = [
+            (index, start)
+            for index, sample in enumerate(self.samples)
+            for start in (
+                tiles(sample.shape[:3], config.patch) if manifest.task == "segmentation" else [(0, 0, 0)]
+            )
+        ]
+
+    def batches(self, world: World) -> Iterator[tuple[Sequence[int], Any]]:
+        """(sample index of each row, batch) of this rank's share."""
+        start, stop = bounds(len(self.items), world.size, world.rank)
+        mine = self.items[start:stop]
+        groups = [mine[at : at + self.batch] for at in range(0, len(mine), self.batch)]
+        empty = empty_example(self.config.patch, self.manifest)
+
+        def parts() -> Iterator[tuple[np.ndarray, ...]]:
+            for group in groups:
+                yield fill([self._example(*item) for item in group], self.batch, empty)
+
+        for group, batch in zip(groups, prefetched(parts, empty, self.batch), strict=True):
+            yield [index for index, _ in group], batch
+
+    def _example(self, index: int, start: Triple) -> Example:
+        sample = self.samples[index]
+        if self.manifest.task == "segmentation":
+            image, mask = self.reader.read(sample, start, self.config.patch)
+            assert mask is not None
+            # Voxels behind the border are no background that could be predicted right: they are left out by -1.
+            label = mask.astype(np.int32)
+            for axis in range(3):
+                inside = sample.shape[axis] - start[axis]
+                label[(slice(None),) * axis + (slice(max(inside, 0), None),)] = -1
+            return image, label
+        return read_centre(self.reader, sample, self.config.patch), np.asarray(np.int32(sample.label or 0))
+
+
+def patch_start(
+    shape: Triple, patch: Triple, foreground: np.ndarray, share: float, random: np.random.Generator
+) -> Triple:
+    """Where a random patch begins: with probability ``share`` it holds a random foreground voxel, else it is uniform.
+
+    The patch stays inside the volume on axes that are long enough; a shorter axis is centred (and padded by the reader).
+    """
+    free = np.array(shape) - np.array(patch)
+    spot, uniform = random.random(3), random.random(3)
+    pick, wants = random.random(), random.random() < share
+    if wants and len(foreground):
+        voxel = foreground[int(pick * len(foreground))]
+        # The voxel lies anywhere in the middle half of the patch, so that the centre carries no hint.
+        start = np.round(voxel - (0.25 + 0.5 * spot) * np.array(patch)).astype(int)
+    else:
+        start = np.floor(uniform * (np.maximum(free, 0) + 1)).astype(int)
+    start = np.where(free >= 0, np.clip(start, 0, np.maximum(free, 0)), free // 2)
+    return int(start[0]), int(start[1]), int(start[2])
+
+
+def read_centre(reader: ShardReader, sample: Sample, patch: Triple) -> np.ndarray:
+    """The central ``patch`` of a sample, zero-padded: float32 ``(D, H, W, C)``."""
+    start = tuple((side - wanted) // 2 for side, wanted in zip(sample.shape[:3], patch, strict=True))
+    return reader.read(sample, start, patch)[0]  # type: ignore[arg-type]
+
+
+def empty_example(patch: Triple, manifest: Manifest) -> Example:
+    """Zeros in the shapes of an example."""
+    label = np.zeros(patch if manifest.task == "segmentation" else (), np.int32)
+    return np.zeros((*patch, manifest.channels), np.float32), label
+
+
+def fill(examples: list[Example], size: int, empty: Example) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Stack examples to ``size`` rows; rows that were filled up have weight 0."""
+    rows = examples + [empty] * (size - len(examples))
+    weight = np.zeros(size, np.float32)
+    weight[: len(examples)] = 1
+    return np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows]), weight
+
+
+def prefetched(parts: Callable[[], Iterator[Any]], empty: Example, size: int, ahead: int = 2) -> Iterator[Any]:
+    """`tf.data` around a generator: reading and augmentation run in a thread beside the training step.
+
+    Raises:
+        HvdImagingError: as the generator raised it; TensorFlow alone would hide it in a traceback of its own.
+    """
+    import tensorflow as tf
+
+    failures: list[HvdImagingError] = []
+
+    def guarded() -> Iterator[Any]:
+        try:
+            yield from parts()
+        except HvdImagingError as error:
+            failures.append(error)
+            raise
+
+    signature = (
+        tf.TensorSpec((size, *empty[0].shape), tf.float32),
+        tf.TensorSpec((size, *empty[1].shape), tf.int32),
+        tf.TensorSpec((size,), tf.float32),
+    )
+    try:
+        yield from tf.data.Dataset.from_generator(guarded, output_signature=signature).prefetch(ahead)
+    except tf.errors.OpError:
+        if failures:
+            raise failures[0] from None
+        raise

@@ -1,0 +1,101 @@
+"""The epoch plan: which items form which global batch, and which rank computes which part. Pure, NumPy only.
+
+An *item* is one training example: draw ``item % draws`` of sample ``item // draws`` (segmentation takes several random
+patches of a volume in an epoch; classification has ``draws = 1``). The order depends on (manifest hash, seed, epoch) only;
+world size decides who computes which part of a global batch and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import ConfigError
+from ..world import World, bounds
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """All global batches of one epoch.
+
+    Attributes:
+        dataset_hash: of the manifest.
+        seed: of the run.
+        epoch: from 0.
+        items: examples in an epoch.
+        global_batch: items in a step; the last step of an epoch may have fewer.
+    """
+
+    dataset_hash: str
+    seed: int
+    epoch: int
+    items: int
+    global_batch: int
+
+    @property
+    def steps(self) -> int:
+        """Steps in the epoch, the same on all ranks."""
+        return -(-self.items // self.global_batch)
+
+    def order(self) -> np.ndarray:
+        """int64 ``(items,)``: every item exactly once."""
+        return generator(self.dataset_hash, self.seed, "order", self.epoch).permutation(self.items)
+
+    def batches(self, first_step: int = 0) -> Iterator[np.ndarray]:
+        """The global batches from ``first_step`` on (a resumed run enters in the middle of an epoch)."""
+        order = self.order()
+        for step in range(first_step, self.steps):
+            yield order[step * self.global_batch : (step + 1) * self.global_batch]
+
+
+def rank_part(batch: np.ndarray, world: World) -> np.ndarray:
+    """This rank's contiguous part of a global batch; parts differ by one item at most and may be empty."""
+    start, stop = bounds(len(batch), world.size, world.rank)
+    return batch[start:stop]
+
+
+def part_size(global_batch: int, world: World) -> int:
+    """Items that the largest part of a full global batch has: the local batch shape of every rank."""
+    return -(-global_batch // world.size)
+
+
+def generator(*key: object) -> np.random.Generator:
+    """A random generator that depends on ``key`` alone, on any machine and rank.
+
+    Philox is counter-based: its stream is fixed by NumPy for a given 128-bit key.
+    """
+    digest = hashlib.sha256("\x1f".join(str(part) for part in key).encode()).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+
+
+def check_fits(samples: int, global_batch: int, world: World, split: str) -> None:
+    """Refuse a world in which ranks would have nothing to do in every step.
+
+    Raises:
+        ConfigError: naming the key to change.
+    """
+    if samples == 0:
+        raise ConfigError(f"data.{split}_split: this split of the dataset has no samples; see `hvd-imaging dataset split`")
+    if world.size > samples:
+        raise ConfigError(
+            f"{world.size} ranks, but only {samples} samples in the {split} split: start at most {samples} ranks "
+            "(mpirun -np), or ingest more data"
+        )
+    if world.size > global_batch:
+        raise ConfigError(
+            f"train.batch_size: {world.size} ranks share a global batch of {global_batch}, so some would never compute; "
+            f"expected at least {world.size}"
+        )
+
+
+def tiles(shape: tuple[int, int, int], patch: tuple[int, int, int]) -> list[tuple[int, int, int]]:
+    """Starts of non-overlapping patches that cover ``shape``; the last ones reach over the border (read as zeros)."""
+    return [
+        (d, h, w)
+        for d in range(0, shape[0], patch[0])
+        for h in range(0, shape[1], patch[1])
+        for w in range(0, shape[2], patch[2])
+    ]

@@ -1,0 +1,62 @@
+"""Intensities to [0, 1] float32. Pure functions; any shape, one channel at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..config import PreprocessConfig
+
+
+def foreground(array: np.ndarray) -> np.ndarray:
+    """True where a voxel is not 0: what brain extraction, masking and padding leave out is 0."""
+    return array != 0
+
+
+def scale(array: np.ndarray, low: float, high: float) -> np.ndarray:
+    """``low`` to 0, ``high`` to 1, clipped between; 0 everywhere if there is no range."""
+    if not high > low:
+        return np.zeros(array.shape, np.float32)
+    # The limits stay Python floats: float32 in, float32 out.
+    scaled = (np.asarray(array, np.float32) - float(low)) * (1.0 / (float(high) - float(low)))
+    return np.clip(scaled, 0.0, 1.0, out=scaled)
+
+
+def window(array: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    """A fixed range (HU for CT)."""
+    return scale(array, *limits)
+
+
+def percentile(array: np.ndarray, quantiles: tuple[float, float]) -> np.ndarray:
+    """The range between two quantiles (0..1) of the foreground, held at 0 and 1 beyond."""
+    voxels = array[foreground(array)]
+    if voxels.size == 0:
+        return np.zeros(array.shape, np.float32)
+    low, high = np.quantile(voxels.astype(np.float64), quantiles)
+    return scale(array, float(low), float(high))
+
+
+def zscore(array: np.ndarray, deviations: float) -> np.ndarray:
+    """Mean of the foreground to 0.5, mean -+ ``deviations`` standard deviations to 0 and 1."""
+    voxels = array[foreground(array)].astype(np.float64)
+    if voxels.size == 0:
+        return np.zeros(array.shape, np.float32)
+    mean, deviation = float(voxels.mean()), float(voxels.std())
+    return scale(array, mean - deviations * deviation, mean + deviations * deviation)
+
+
+def normalize(array: np.ndarray, config: PreprocessConfig) -> np.ndarray:
+    """One channel as the configuration says; ``intensity: none`` changes the type only.
+
+    Args:
+        array: any shape, float32.
+        config: with ``intensity`` resolved (not "auto").
+    """
+    if config.intensity == "window":
+        return window(array, config.window)
+    if config.intensity == "percentile":
+        return percentile(array, config.percentiles)
+    if config.intensity == "zscore":
+        return zscore(array, config.zscore_range)
+    if config.intensity == "none":
+        return np.asarray(array, np.float32)
+    raise ValueError("preprocess.intensity is still 'auto': call pipeline.resolve first")

@@ -1,0 +1,111 @@
+"""Crop, resample, normalize, project: one order for ingest and for prediction. Pure functions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..config import PreprocessConfig
+from ..errors import SourceError
+from ..volume import Volume
+from . import crop, resample
+from .intensity import normalize
+
+
+def resolve(config: PreprocessConfig, modality: str) -> PreprocessConfig:
+    """The configuration without "auto": the window for CT, percentiles for everything else."""
+    if config.intensity != "auto":
+        return config
+    return config.model_copy(update={"intensity": "window" if modality == "CT" else "percentile"})
+
+
+def preprocess(
+    volume: Volume, mask: np.ndarray | None, config: PreprocessConfig
+) -> tuple[Volume, np.ndarray | None]:
+    """From a source volume to what the network sees.
+
+    Args:
+        volume: ``(D, H, W)`` or ``(D, H, W, C)`` in HU or stored units.
+        mask: integer labels ``(D, H, W)`` on the same grid, or None.
+        config: resolved; see `resolve`.
+
+    Returns:
+        Volume float32 ``(D', H', W', C)`` with the exact affine of the new grid; D' is 1 after a projection.
+        uint8 mask ``(D', H', W')`` of the same grid, or None.
+
+    Raises:
+        SourceError: nothing to crop to, no finite voxel, or a mask of another shape.
+    """
+    if mask is not None and mask.shape != volume.shape:
+        raise SourceError(f"mask: expected the image's shape {volume.shape}, found {mask.shape}")
+    if 0 in volume.array.shape:
+        raise SourceError(f"expected voxels along each axis, found the shape {volume.array.shape}")
+    array = volume.array if volume.array.ndim == 4 else volume.array[..., np.newaxis]
+    array = _finite(np.asarray(array, np.float32))
+    affine = np.asarray(volume.affine, np.float64)
+
+    box = _crop_box(array, volume, config)
+    if box is not None:
+        array, affine = array[box], crop.cropped_affine(affine, box)
+        mask = mask if mask is None else mask[box]
+
+    if config.spacing is not None:
+        shape: resample.Triple = array.shape[:3]
+        _, affine, positions = resample.grid(shape, affine, config.spacing)
+        array = np.stack([resample.linear(array[..., c], positions) for c in range(array.shape[3])], axis=3)
+        mask = mask if mask is None else resample.nearest(mask, positions)
+
+    array = np.stack([normalize(array[..., c], config) for c in range(array.shape[3])], axis=3)
+
+    if config.projection != "none":
+        array, mask, affine = project(array, mask, affine, config.projection)
+
+    result = volume.with_array(np.ascontiguousarray(array, np.float32), affine)
+    return result, None if mask is None else np.ascontiguousarray(mask, np.uint8)
+
+
+def project(
+    array: np.ndarray, mask: np.ndarray | None, affine: np.ndarray, how: str
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """One image of the whole depth: the voxels become one thick slice, centred in the middle of the stack.
+
+    Args:
+        array: ``(D, H, W, C)``.
+        mask: ``(D, H, W)`` or None; the largest label along the depth stays.
+        how: "mip" or "mean".
+
+    Returns:
+        ``(1, H, W, C)``, ``(1, H, W)`` or None, and the affine whose depth spacing is the stack's thickness.
+    """
+    depth = array.shape[0]
+    thick = affine.astype(np.float64)
+    thick[:3, 3] = affine[:3, 3] + affine[:3, 0] * ((depth - 1) / 2)
+    thick[:3, 0] = affine[:3, 0] * depth
+    if how == "mip":
+        flat = array.max(axis=0, keepdims=True)
+    else:
+        flat = array.mean(axis=0, keepdims=True, dtype=np.float64).astype(array.dtype)
+    return flat, None if mask is None else mask.max(axis=0, keepdims=True), thick
+
+
+def _crop_box(array: np.ndarray, volume: Volume, config: PreprocessConfig) -> crop.Box | None:
+    if config.crop == "none":
+        return None
+    if config.crop == "body":
+        if volume.modality not in ("CT", ""):
+            raise SourceError(
+                f"crop=body needs CT in HU, found modality {volume.modality}; set preprocess.crop=foreground or none"
+            )
+        box = crop.body_box(array[..., 0])
+    else:
+        box = crop.foreground_box(array)
+    return crop.widen(box, config.crop_margin_mm, volume.spacing, volume.shape)
+
+
+def _finite(array: np.ndarray) -> np.ndarray:
+    """NaN and infinity (the background of some NIfTI files) as background: 0, or the smallest value if that is lower."""
+    good = np.isfinite(array)
+    if good.all():
+        return array
+    if not good.any():
+        raise SourceError("expected finite voxel values, found none")
+    return np.where(good, array, min(float(array[good].min()), 0.0)).astype(np.float32)

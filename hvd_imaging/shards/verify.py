@@ -1,0 +1,105 @@
+"""Reads every sample again and compares it with the manifest, spread over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..communicator import Communicator, together
+from ..errors import DatasetError
+from . import schema
+from .manifest import Manifest, Sample, assign_splits, load
+from .reader import ShardReader
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One damaged sample.
+
+    Attributes:
+        sample: pseudonymous id.
+        shard: file name inside the dataset.
+        reason: what was expected and found.
+    """
+
+    sample: str
+    shard: str
+    reason: str
+
+
+def check_sample(reader: ShardReader, sample: Sample) -> Problem | None:
+    """Compare one sample's stored content with its manifest entry."""
+    try:
+        image, mask = reader.read_stored(sample)
+        found = schema.content_hash(image, mask, sample.label)
+        if found != sample.sha256:
+            return Problem(
+                sample.id, sample.shard, f"content differs: expected SHA-256 {sample.sha256[:12]}, found {found[:12]}"
+            )
+        if mask is not None and not np.array_equal(reader.foreground(sample), schema.foreground_voxels(mask)):
+            return Problem(sample.id, sample.shard, "the list of foreground voxels does not belong to the mask")
+    except DatasetError as error:
+        return Problem(sample.id, sample.shard, str(error))
+    return None
+
+
+def check_patients(manifest: Manifest) -> list[Problem]:
+    """A patient in two splits, or an id that stands twice."""
+    problems = []
+    split_of: dict[str, str] = {}
+    seen: set[str] = set()
+    for sample in manifest.samples:
+        known = split_of.setdefault(sample.patient, sample.split)
+        if known != sample.split:
+            problems.append(Problem(sample.id, sample.shard, f"its patient is in the splits {known} and {sample.split}"))
+        if sample.id in seen:
+            problems.append(Problem(sample.id, sample.shard, "the manifest holds this id twice"))
+        seen.add(sample.id)
+    return problems
+
+
+def verify(
+    dataset: str | Path, communicator: Communicator, on_sample: Callable[[Sample], None] | None = None
+) -> list[Problem]:
+    """All problems of a dataset, in manifest order, on every rank.
+
+    Args:
+        on_sample: called after each sample that this rank has read.
+
+    Raises:
+        DatasetError: there is no readable manifest.
+    """
+    manifest = together(communicator, lambda: load(dataset))
+
+    def check() -> list[Problem]:
+        found = []
+        with ShardReader(dataset, manifest) as reader:
+            for sample in communicator.world.part(manifest.samples):
+                problem = check_sample(reader, sample)
+                if problem is not None:
+                    found.append(problem)
+                if on_sample is not None:
+                    on_sample(sample)
+        return found
+
+    parts = communicator.gather(together(communicator, check))
+    return check_patients(manifest) + [problem for part in parts for problem in part]
+
+
+def resplit(manifest: Manifest, val: float, test: float, seed: int) -> Manifest:
+    """The manifest with other splits, by patient. Pure.
+
+    Raises:
+        ConfigError: shares outside [0, 1] or a sum above 1.
+    """
+    from ..config import SplitConfig, check
+
+    config = check(SplitConfig, {"val": val, "test": test, "seed": seed}, "dataset split")
+    splits = assign_splits([sample.patient for sample in manifest.samples], config)
+    samples = tuple(
+        sample.model_copy(update={"split": splits[sample.patient]}) for sample in manifest.samples
+    )
+    return manifest.model_copy(update={"split": config, "samples": samples})

@@ -1,0 +1,128 @@
+"""Checkpoints: one file with weights, optimizer and position; written atomically, hashed, rotated.
+
+A file is an uncompressed ``.npz`` (no pickle inside): arrays ``weight.0000``, ``optimizer.0000``, ... and ``meta``, a JSON
+text with the position in the epoch plan and the SHA-256 of all arrays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import RunError
+from ..files import atomic_path
+
+FOLDER = "checkpoints"
+_NAME = re.compile(r"step-(\d{8})\.npz")
+
+
+@dataclass(frozen=True)
+class State:
+    """What a file holds.
+
+    Attributes:
+        weights: of the model, in ``model.weights`` order.
+        optimizer: of the optimizer, in ``optimizer.variables`` order; empty in a file of weights alone.
+        meta: JSON values: epoch, step, best score, seed, dataset hash, ...
+    """
+
+    weights: Sequence[np.ndarray]
+    optimizer: Sequence[np.ndarray]
+    meta: Mapping[str, Any]
+
+
+def digest(arrays: Sequence[np.ndarray]) -> str:
+    """Hex SHA-256 over dtype, shape and bytes of all arrays in order."""
+    sha = hashlib.sha256()
+    for array in arrays:
+        sha.update(f"{array.dtype.str}{array.shape}".encode())
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()
+
+
+def save(path: Path, state: State) -> str:
+    """Write ``state`` atomically; returns the SHA-256 of its arrays."""
+    arrays = [*state.weights, *state.optimizer]
+    sha = digest(arrays)
+    meta = json.dumps({**state.meta, "sha256": sha}).encode()
+    named = {f"weight.{i:04d}": array for i, array in enumerate(state.weights)}
+    named |= {f"optimizer.{i:04d}": array for i, array in enumerate(state.optimizer)}
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, meta=np.frombuffer(meta, np.uint8), **named)
+    return sha
+
+
+def load(path: Path) -> State:
+    """Read and check a file.
+
+    Raises:
+        RunError: missing, damaged, or with arrays that do not have the recorded hash.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            meta = json.loads(file["meta"].tobytes())
+            names = sorted(name for name in file.files if name != "meta")
+            arrays = {name: file[name] for name in names}
+    except FileNotFoundError as error:
+        raise RunError(f"{path}: no such checkpoint; has the training run written one?") from error
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise RunError(f"{path}: damaged checkpoint ({error}); delete it to use the one before") from error
+    weights = [arrays[name] for name in names if name.startswith("weight.")]
+    optimizer = [arrays[name] for name in names if name.startswith("optimizer.")]
+    found = digest([*weights, *optimizer])
+    if found != meta.get("sha256"):
+        raise RunError(f"{path}: damaged checkpoint: SHA-256 {found[:12]}, expected {str(meta.get('sha256'))[:12]}")
+    return State(weights, optimizer, meta)
+
+
+def path_of(run_dir: Path, step: int) -> Path:
+    """File of the checkpoint after global step ``step``."""
+    return run_dir / FOLDER / f"step-{step:08d}.npz"
+
+
+def newest_first(run_dir: Path) -> list[Path]:
+    """All checkpoints of a run."""
+    folder = run_dir / FOLDER
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(found, reverse=True)
+
+
+def load_newest(run_dir: Path) -> tuple[State | None, list[str]]:
+    """The newest whole checkpoint (None without any) and what was wrong with newer ones."""
+    problems = []
+    for path in newest_first(run_dir):
+        try:
+            return load(path), problems
+        except RunError as error:
+            problems.append(str(error))
+    return None, problems
+
+
+def rotate(run_dir: Path, keep: int) -> None:
+    """Delete all but the newest ``keep``, and parts that a killed process left."""
+    for path in newest_first(run_dir)[keep:]:
+        path.unlink(missing_ok=True)
+    for path in (run_dir / FOLDER).glob(".step-*.part*"):
+        path.unlink(missing_ok=True)
+
+
+def restore(variables: Sequence[Any], arrays: Sequence[np.ndarray], what: str, where: str) -> None:
+    """Assign arrays to TensorFlow variables after checking count and shapes.
+
+    Raises:
+        RunError: the file belongs to another network or optimizer.
+    """
+    if len(variables) != len(arrays):
+        raise RunError(f"{where}: {len(arrays)} {what} arrays, expected {len(variables)}: made by another configuration")
+    for variable, array in zip(variables, arrays, strict=True):
+        if tuple(variable.shape) != array.shape:
+            raise RunError(f"{where}: {what} {variable.name} is {array.shape}, expected {tuple(variable.shape)}")
+        variable.assign(array)

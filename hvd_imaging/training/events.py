@@ -1,0 +1,51 @@
+"""`events.jsonl`: what happened in a run, one JSON object a line, only ever appended to."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+NAME = "events.jsonl"
+
+
+class EventLog:
+    """Writer of rank 0; on the other ranks ``write`` does nothing."""
+
+    def __init__(self, run_dir: Path, active: bool = True) -> None:
+        self._path = run_dir / NAME
+        self._active = active
+        if active and self._path.exists():
+            data = self._path.read_bytes()
+            if data and not data.endswith(b"\n"):
+                # A killed process left half a line: close it, so that the next event starts its own.
+                with open(self._path, "ab") as file:
+                    file.write(b"\n")
+
+    def write(self, event: str, **values: Any) -> None:
+        """Append one event with the time in UTC; on disk when this returns to the operating system."""
+        if not self._active:
+            return
+        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"time": now, "event": event, **values}) + "\n")
+
+
+def read_events(run_dir: str | Path) -> list[dict[str, Any]]:
+    """All whole events of a run; half lines of a killed process are left out."""
+    events = []
+    path = Path(run_dir) / NAME
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                events.append(json.loads(line))
+            except ValueError:
+                continue
+    return events
+
+
+def epoch_records(run_dir: str | Path) -> list[dict[str, Any]]:
+    """The last record of each epoch in order: a resumed run repeats the epoch that it was killed in."""
+    records = {event["epoch"]: event for event in read_events(run_dir) if event.get("event") == "epoch"}
+    return [records[epoch] for epoch in sorted(records)]

@@ -1,0 +1,157 @@
+"""The run directory: what a training run leaves, and how others open it.
+
+::
+
+    run.yaml          resolved configuration          events.jsonl   what happened (training/events.py)
+    run.json          dataset hash, versions, world   checkpoints/   newest states (training/checkpoint.py)
+    model.json        the model's contract            best.npz       best weights
+    manifest.json     copy of the dataset's manifest  tensorboard/   plots/   evaluation-<split>.json
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .. import __version__
+from ..config import RunConfig, load
+from ..errors import ConfigError, RunError
+from ..files import write_json, write_text
+from ..models.spec import ModelSpec
+from ..shards.manifest import Manifest
+from ..shards.manifest import save as save_manifest
+from ..world import World
+from . import checkpoint
+
+CONFIG, RECORD, BEST = "run.yaml", "run.json", "best.npz"
+
+# A resumed run may change these and nothing else: all other keys decide what is learned.
+_FREE_ON_RESUME = (
+    "output.", "parallel.", "data.dataset", "train.epochs", "train.max_steps", "train.checkpoint_",
+    "train.keep_checkpoints", "train.early_stop", "train.validate_every",
+)  # fmt: skip
+_PACKAGES = ("tensorflow", "tf_keras", "horovod", "mpi4py", "numpy", "h5py", "scipy")
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run.
+
+    Attributes:
+        directory: its folder.
+        config: as resolved at its start.
+        spec: the model's contract.
+    """
+
+    directory: Path
+    config: RunConfig
+    spec: ModelSpec
+
+
+def load_run(run_dir: str | Path) -> Run:
+    """Open a run directory.
+
+    Raises:
+        RunError: not a run directory, or damaged.
+    """
+    directory = Path(run_dir)
+    if not (directory / CONFIG).is_file():
+        raise RunError(f"{run_dir}: not a run folder (no {CONFIG} in it); `hvd-imaging train run.yaml` makes one")
+    try:
+        config = load(RunConfig, directory / CONFIG)
+    except ConfigError as error:
+        raise RunError(f"the run's own configuration is damaged: {error}") from error
+    return Run(directory, config, ModelSpec.load(directory))
+
+
+def load_trained(run: Run) -> Any:
+    """The network with its best weights, giving logits; see :func:`hvd_imaging.models.build`.
+
+    Raises:
+        RunError: no weights yet, damaged, or of another network.
+    """
+    from .. import models
+
+    path = run.directory / BEST
+    if not path.exists():
+        raise RunError(f"{run.directory}: no {BEST}: the run has not finished an epoch yet; train it further with --resume")
+    state = checkpoint.load(path)
+    model = models.build(run.spec)
+    checkpoint.restore(model.weights, state.weights, "weight", str(path))
+    return models.inference_model(model)
+
+
+def claim(directory: Path, config: RunConfig, spec: ModelSpec, manifest: Manifest, world: World, resume: bool) -> None:
+    """Make the run directory, or check that it may be resumed (rank 0 only).
+
+    Raises:
+        RunError: it holds another run, or files that are not ours.
+    """
+    if (directory / CONFIG).exists():
+        if not resume:
+            raise RunError(
+                f"{directory}: holds a run already; continue it with --resume, or choose another --run-dir"
+            )
+        _check_same(load_run(directory), config, spec)
+    elif directory.exists() and any(directory.iterdir()):
+        raise RunError(f"{directory}: not empty and not a run folder; choose another --run-dir")
+    directory.mkdir(parents=True, exist_ok=True)
+    save_manifest(directory, manifest)
+    spec.save(directory)
+    write_json(directory / RECORD, record(spec, world))
+    write_text(directory / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def record(spec: ModelSpec, world: World) -> dict[str, Any]:
+    """Where the results come from: dataset, versions, machine, world size."""
+    return {
+        "dataset_hash": spec.dataset_hash,
+        "hvd_imaging": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": versions(),
+        "world_size": world.size,
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Installed versions of what a result depends on, without importing any of it."""
+    found: dict[str, str | None] = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def _check_same(before: Run, config: RunConfig, spec: ModelSpec) -> None:
+    if before.spec.dataset_hash != spec.dataset_hash:
+        raise RunError(
+            f"{before.directory}: was trained on dataset {before.spec.dataset_hash[:12]}, expected the same, found "
+            f"{spec.dataset_hash[:12]}; restore the dataset or choose another --run-dir"
+        )
+    old, new = flatten(before.config.model_dump(mode="json")), flatten(config.model_dump(mode="json"))
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and not key.startswith(_FREE_ON_RESUME):
+            raise RunError(
+                f"{before.directory}: {key} was {json.dumps(old.get(key))} in this run and is now "
+                f"{json.dumps(new.get(key))}; resume with the same value, or choose another --run-dir"
+            )
+
+
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted keys."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    return {
+        key: value
+        for name, inner in values.items()
+        for key, value in flatten(inner, f"{prefix}.{name}" if prefix else name).items()
+    }
