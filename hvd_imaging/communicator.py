@@ -110,8 +110,10 @@ def together(communicator: Communicator, act: Callable[[], T]) -> T:
     Without this, the other ranks would wait in their next collective call for ever.
 
     Raises:
-        HvdImagingError: of the lowest failing rank, with its class and, in a world of several, its rank.
+        HvdImagingError: in a world of several, of the lowest failing rank, with its class and rank.
     """
+    if communicator.world.size == 1:
+        return act()
     result: T | None = None
     failure: tuple[str, str] | None = None
     try:
@@ -125,5 +127,5 @@ def together(communicator: Communicator, act: Callable[[], T]) -> T:
         if found is not None:
             name, message = found
             kind: type[HvdImagingError] = getattr(errors, name, HvdImagingError)
-            raise kind(message if communicator.world.size == 1 else f"rank {rank}: {message}")
+            raise kind(f"rank {rank}: {message}")
     return result  # type: ignore[return-value]

@@ -297,5 +297,5 @@ def _explain(model: type[Section], error: Any) -> str:
         return f"{place}: missing; this key is required"
     message = error["msg"].removeprefix("Value error, ")
     found = error.get("input")
-    shown = f", found {found!r}" if isinstance(found, (str, int, float, bool, list, tuple, type(None))) else ""
+    shown = f", found {found!r}" if isinstance(found, str | int | float | list | tuple | None) else ""
     return f"{place}: {message}{shown}" if place else message

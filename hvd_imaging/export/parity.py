@@ -69,7 +69,6 @@ def parity_patches(spec: ModelSpec, dataset: str | Path, count: int = PATCHES) -
     return generator.random((count, *spec.patch, spec.channels), np.float32), "random"
 
 
-
 def compare(
     reference: Callable[[np.ndarray], np.ndarray],
     exported: Callable[[np.ndarray], np.ndarray],

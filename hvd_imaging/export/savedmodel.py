@@ -20,6 +20,6 @@ def write(model: Any, spec: ModelSpec, folder: Path) -> None:
         return {OUTPUT: tf.nn.softmax(tf.cast(model(image, training=False), tf.float32), axis=-1)}
 
     module = tf.Module()
-    module.model = model
+    module.weights = list(model.variables)  # the function captures them; the layers themselves are not needed
     module.serve = serve
     tf.saved_model.save(module, str(folder / SAVED_MODEL), signatures={"serving_default": serve})

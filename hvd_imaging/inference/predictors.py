@@ -5,6 +5,7 @@ TensorFlow is imported when a model is opened (call `bootstrap.prepare()` first)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,7 +50,10 @@ def open_predictor(path: str | Path) -> Predictor:
 
         run = load_run(folder)
         return KerasPredictor(run.spec, load_trained(run))
-    exports = {SAVED_MODEL: SavedModelPredictor, TFLITE: TflitePredictor}
+    exports: dict[str, Callable[[ModelSpec, Path], Predictor]] = {
+        SAVED_MODEL: SavedModelPredictor,
+        TFLITE: TflitePredictor,
+    }
     found = [name for name in exports if (folder / name).exists()] if (folder / SPEC_NAME).is_file() else []
     if len(found) != 1:
         raise RunError(f"{path}: not a model; expected {_EXPECTED}")

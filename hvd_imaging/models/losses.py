@@ -45,7 +45,7 @@ def sample_losses(kind: str, labels, outputs, class_weights):
 
     Coarser outputs are compared with labels taken at every second voxel; their weights are 1, 1/2, 1/4, ... normalized.
     """
-    outputs = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+    outputs = outputs if isinstance(outputs, list | tuple) else [outputs]
     total, weights = 0.0, [0.5**level for level in range(len(outputs))]
     for level, (weight, logits) in enumerate(zip(weights, outputs, strict=True)):
         target = labels[:, :: 2**level, :: 2**level, :: 2**level] if level else labels

@@ -59,7 +59,7 @@ def cnn3d(spec: ModelSpec) -> keras.Model:
 
 def scaled(filters: int, width: float) -> int:
     """``filters`` x ``width``, a positive multiple of 4 (so that normalization finds groups)."""
-    return max(4, int(round(filters * width / 4)) * 4)
+    return max(4, round(filters * width / 4) * 4)
 
 
 def _classify(inputs, features, spec: ModelSpec) -> keras.Model:

@@ -19,7 +19,7 @@ from ..shards.manifest import Manifest, Sample
 from ..shards.reader import ShardReader
 from ..world import World, bounds
 from .augment import augment
-from .plan import EpochPlan, generator, part_size, rank_part, tiles
+from .plan import EpochPlan, Tile, generator, part_size, rank_part, tiles
 
 Triple = tuple[int, int, int]
 Example = tuple[np.ndarray, np.ndarray]
@@ -94,12 +94,10 @@ class ValidationData:
         self.manifest, self.config, self.batch = manifest, config, batch
         self.samples = manifest.of_split(config.val_split)
         self.reader = ShardReader(Path(dataset), manifest)
-        self.items: list[tuple[int, Triple]] = [
-            (index, start)
+        self.items: list[tuple[int, Tile | None]] = [
+            (index, tile)
             for index, sample in enumerate(self.samples)
-            for start in (
-                tiles(sample.shape[:3], config.patch) if manifest.task == "segmentation" else [(0, 0, 0)]
-            )
+            for tile in (tiles(sample.shape[:3], config.patch) if manifest.task == "segmentation" else [None])
         ]
 
     def batches(self, world: World) -> Iterator[tuple[Sequence[int], Any]]:
@@ -116,18 +114,19 @@ class ValidationData:
         for group, batch in zip(groups, prefetched(parts, empty, self.batch), strict=True):
             yield [index for index, _ in group], batch
 
-    def _example(self, index: int, start: Triple) -> Example:
+    def _example(self, index: int, tile: Tile | None) -> Example:
         sample = self.samples[index]
-        if self.manifest.task == "segmentation":
-            image, mask = self.reader.read(sample, start, self.config.patch)
-            assert mask is not None
-            # Voxels behind the border are no background that could be predicted right: they are left out by -1.
-            label = mask.astype(np.int32)
-            for axis in range(3):
-                inside = sample.shape[axis] - start[axis]
-                label[(slice(None),) * axis + (slice(max(inside, 0), None),)] = -1
-            return image, label
-        return read_centre(self.reader, sample, self.config.patch), np.asarray(np.int32(sample.label or 0))
+        if tile is None:
+            return read_centre(self.reader, sample, self.config.patch), np.asarray(np.int32(sample.label or 0))
+        image, mask = self.reader.read(sample, tile.start, self.config.patch)
+        assert mask is not None
+        # Voxels outside the volume, or of another tile, are not scored.
+        label = np.full(mask.shape, -1, np.int32)
+        own = tuple(
+            slice(first - start, stop - start) for start, (first, stop) in zip(tile.start, tile.own, strict=True)
+        )
+        label[own] = mask[own]
+        return image, label
 
 
 def patch_start(

@@ -91,11 +91,32 @@ def check_fits(samples: int, global_batch: int, world: World, split: str) -> Non
         )
 
 
-def tiles(shape: tuple[int, int, int], patch: tuple[int, int, int]) -> list[tuple[int, int, int]]:
-    """Starts of non-overlapping patches that cover ``shape``; the last ones reach over the border (read as zeros)."""
-    return [
-        (d, h, w)
-        for d in range(0, shape[0], patch[0])
-        for h in range(0, shape[1], patch[1])
-        for w in range(0, shape[2], patch[2])
-    ]
+@dataclass(frozen=True)
+class Tile:
+    """A patch of a volume and the part of it that is its own.
+
+    Attributes:
+        start: first voxel (d, h, w) of the patch; negative where the volume is smaller than the patch.
+        own: [first, stop) of the patch's own voxels on each axis, in volume coordinates.
+    """
+
+    start: tuple[int, int, int]
+    own: tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+
+
+def tiles(shape: tuple[int, int, int], patch: tuple[int, int, int]) -> list[Tile]:
+    """Patches that cover ``shape``; each voxel is the own one of exactly one.
+
+    The last patch of an axis is moved back inside instead of reaching over the border: zeros there would change the
+    statistics of instance and group norm. A volume smaller than the patch lies in its middle, as in training.
+    """
+
+    def axis(side: int, wanted: int) -> list[tuple[int, tuple[int, int]]]:
+        if side <= wanted:
+            return [((side - wanted) // 2, (0, side))]
+        return [
+            (min(first, side - wanted), (first, min(first + wanted, side))) for first in range(0, side, wanted)
+        ]
+
+    d, h, w = (axis(side, wanted) for side, wanted in zip(shape, patch, strict=True))
+    return [Tile((a[0], b[0], c[0]), (a[1], b[1], c[1])) for a in d for b in h for c in w]

@@ -49,8 +49,8 @@ def preprocess(
         mask = mask if mask is None else mask[box]
 
     if config.spacing is not None:
-        shape: resample.Triple = array.shape[:3]
-        _, affine, positions = resample.grid(shape, affine, config.spacing)
+        depth, height, width = array.shape[:3]
+        _, affine, positions = resample.grid((depth, height, width), affine, config.spacing)
         array = np.stack([resample.linear(array[..., c], positions) for c in range(array.shape[3])], axis=3)
         mask = mask if mask is None else resample.nearest(mask, positions)
 

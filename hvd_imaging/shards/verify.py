@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +11,10 @@ import numpy as np
 from ..communicator import Communicator, together
 from ..errors import DatasetError
 from . import schema
-from .manifest import Manifest, Sample, assign_splits, load
+from .manifest import Manifest, Sample, load
 from .reader import ShardReader
+
+Progress = Callable[[Sequence[Sample], str], Iterable[Sample]]
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,12 @@ def check_patients(manifest: Manifest) -> list[Problem]:
 
 
 def verify(
-    dataset: str | Path, communicator: Communicator, on_sample: Callable[[Sample], None] | None = None
+    dataset: str | Path, communicator: Communicator, progress: Progress | None = None
 ) -> list[Problem]:
     """All problems of a dataset, in manifest order, on every rank.
 
     Args:
-        on_sample: called after each sample that this rank has read.
+        progress: called with this rank's samples and a description; yields them and may draw a bar meanwhile.
 
     Raises:
         DatasetError: there is no readable manifest.
@@ -77,29 +79,13 @@ def verify(
     def check() -> list[Problem]:
         found = []
         with ShardReader(dataset, manifest) as reader:
-            for sample in communicator.world.part(manifest.samples):
+            mine = communicator.world.part(manifest.samples)
+            for sample in mine if progress is None else progress(mine, "verifying"):
                 problem = check_sample(reader, sample)
                 if problem is not None:
                     found.append(problem)
-                if on_sample is not None:
-                    on_sample(sample)
         return found
 
-    parts = communicator.gather(together(communicator, check))
-    return check_patients(manifest) + [problem for part in parts for problem in part]
-
-
-def resplit(manifest: Manifest, val: float, test: float, seed: int) -> Manifest:
-    """The manifest with other splits, by patient. Pure.
-
-    Raises:
-        ConfigError: shares outside [0, 1] or a sum above 1.
-    """
-    from ..config import SplitConfig, check
-
-    config = check(SplitConfig, {"val": val, "test": test, "seed": seed}, "dataset split")
-    splits = assign_splits([sample.patient for sample in manifest.samples], config)
-    samples = tuple(
-        sample.model_copy(update={"split": splits[sample.patient]}) for sample in manifest.samples
-    )
-    return manifest.model_copy(update={"split": config, "samples": samples})
+    mine = together(communicator, check)
+    parts = communicator.gather([[problem.sample, problem.shard, problem.reason] for problem in mine])
+    return check_patients(manifest) + [Problem(*problem) for part in parts for problem in part]

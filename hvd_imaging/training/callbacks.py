@@ -85,6 +85,6 @@ class TensorBoard:
 
         with self._writer.as_default(step=record["epoch"]):
             for name, value in record.items():
-                if name != "epoch" and isinstance(value, (int, float)):
+                if name != "epoch" and isinstance(value, int | float):
                     tf.summary.scalar(name, value)
         self._writer.flush()

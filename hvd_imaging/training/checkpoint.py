@@ -67,13 +67,13 @@ def load(path: Path) -> State:
         RunError: missing, damaged, or with arrays that do not have the recorded hash.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
             meta = json.loads(file["meta"].tobytes())
             names = sorted(name for name in file.files if name != "meta")
             arrays = {name: file[name] for name in names}
     except FileNotFoundError as error:
         raise RunError(f"{path}: no such checkpoint; has the training run written one?") from error
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
         raise RunError(f"{path}: damaged checkpoint ({error}); delete it to use the one before") from error
     weights = [arrays[name] for name in names if name.startswith("weight.")]
     optimizer = [arrays[name] for name in names if name.startswith("optimizer.")]

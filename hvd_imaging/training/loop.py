@@ -194,11 +194,12 @@ def _train(config: RunConfig, run_dir: str | Path, hvd: Horovod, resume: bool, r
         name = name if name in record or validation.samples else "loss"
         if name in record:
             score = -record["loss"] if name == "loss" else sign * record[name]
-            is_best = hvd.broadcast(position.best.update(float(np.nan_to_num(score, nan=-np.inf)), position.epoch))
+            # A partial epoch (max_steps) is no candidate: a resumed run has to judge the same epochs as a whole one.
+            is_best = bool(hvd.broadcast(whole and position.best.update(float(score), position.epoch)))
             if world.is_root and (is_best or not (directory / run.BEST).exists()):
                 meta = {"epoch": position.epoch, "step": position.total, name: record[name]}
                 checkpoint.save(directory / run.BEST, checkpoint.State([w.numpy() for w in model.weights], [], meta))
-            record["best"] = bool(is_best)
+            record["best"] = is_best
         log.write("epoch", step=position.total, world_size=world.size, **record)
         board.epoch(record)
         report.epoch(record)
@@ -290,7 +291,7 @@ def make_train_step(
 def make_validation_step(model: Any, task: str) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
     """``(image, label, weight)`` -> (float64 (cross-entropy sum, its terms), counts of each row).
 
-    Rows of counts are ``(K, 3)`` overlaps for segmentation, where label -1 marks voxels outside the volume, and ``(1,)``
+    Rows of counts are ``(K, 3)`` overlaps for segmentation, where label -1 marks voxels that do not count, and ``(1,)``
     correct or not for classification.
     """
 
@@ -302,7 +303,7 @@ def make_validation_step(model: Any, task: str) -> Callable[..., tuple[tf.Tensor
         terms = inside * tf.reshape(weight, [-1, *[1] * (len(label.shape) - 1)])
         sums = tf.stack([tf.reduce_sum(tf.cast(loss * terms, tf.float64)), tf.reduce_sum(tf.cast(terms, tf.float64))])
         if task == "segmentation":
-            # Outside voxels count as predicted background, and background is not scored.
+            # What does not count becomes predicted background, and background is not scored.
             background = tf.one_hot(tf.zeros_like(label), logits.shape[-1])
             return sums, overlap_counts(label, tf.where(inside[..., None] > 0, logits, background))
         correct = tf.equal(tf.argmax(logits, -1, tf.int32), label)

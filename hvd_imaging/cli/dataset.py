@@ -1,0 +1,219 @@
+"""`hvd-imaging dataset info|verify|split`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ..shards.manifest import Manifest
+
+_DATASET = click.argument("dataset", type=click.Path(path_type=Path))
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+@click.group(
+    epilog="""\b
+Examples:
+  hvd-imaging dataset info dataset
+  hvd-imaging dataset verify dataset
+  hvd-imaging dataset split dataset --val 0.2 --test 0.2 --seed 1
+"""
+)
+def command() -> None:
+    """Look at a dataset, check it, or split it anew."""
+
+
+@command.command(epilog="\b\nExample:\n  hvd-imaging dataset info dataset --json")
+@_DATASET
+@_JSON
+def info(dataset: Path, as_json: bool) -> None:
+    """Show what DATASET holds: task, classes, splits, sizes, spacing, preprocessing, manifest hash."""
+    from ..shards.manifest import load
+    from ..world import world_from_environment
+
+    if not world_from_environment().is_root:
+        return
+    summary = summarize(load(dataset), dataset)
+    if as_json:
+        _print_json(summary)
+        return
+    rows = [("dataset", str(dataset)), *_rows(summary)]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        click.echo(f"{name:<{width}}  {value}")
+
+
+@command.command(
+    epilog="""\b
+Examples:
+  hvd-imaging dataset verify dataset
+  mpirun -np 8 hvd-imaging dataset verify dataset      the ranks share the samples
+"""
+)
+@_DATASET
+@_JSON
+def verify(dataset: Path, as_json: bool) -> None:
+    """Read every sample of DATASET and compare it with the manifest's SHA-256; exit code 4 if one differs."""
+    from ..communicator import connect
+    from ..errors import DatasetError
+    from ..shards.manifest import load
+    from ..shards.verify import verify as run
+    from .console import progress
+
+    communicator = connect()
+    problems = run(dataset, communicator, lambda items, text: progress(items, text, communicator.world))
+    manifest = load(dataset)
+    if communicator.world.is_root:
+        if as_json:
+            found = [{"sample": p.sample, "shard": p.shard, "reason": p.reason} for p in problems]
+            _print_json({"dataset": str(dataset), "samples": len(manifest.samples), "problems": found})
+        else:
+            for problem in problems:
+                click.echo(f"{problem.shard}: sample {problem.sample}: {problem.reason}")
+            if not problems:
+                click.echo(f"{dataset}: {len(manifest.samples)} samples read, all as the manifest says")
+    if problems:
+        if communicator.world.is_root:
+            click.echo(
+                f"hvd-imaging: error: {dataset}: {len(problems)} problem(s) in {len(manifest.samples)} samples; restore "
+                "the shards named above from a copy, or ingest again",
+                err=True,
+            )
+        click.get_current_context().exit(DatasetError.exit_code)
+
+
+@command.command(
+    epilog="""\b
+Examples:
+  hvd-imaging dataset split dataset --val 0.2 --test 0.2
+  hvd-imaging dataset split dataset --seed 1           the same shares, other patients
+"""
+)
+@_DATASET
+@click.option("--val", type=float, help="Share of the patients for validation (default: as it is).")
+@click.option("--test", type=float, help="Share of the patients for the final test (default: as it is).")
+@click.option("--seed", type=int, help="Another seed, another split (default: as it is).")
+@_JSON
+def split(dataset: Path, val: float | None, test: float | None, seed: int | None, as_json: bool) -> None:
+    """Spread the patients of DATASET anew over training, validation and test.
+
+    All samples of a patient stay in one split. Only the manifest changes, and with it its hash: runs that began with
+    the old split can not be resumed.
+    """
+    from ..shards import manifest as manifests
+    from ..shards.split import resplit
+    from ..world import world_from_environment
+
+    if not world_from_environment().is_root:
+        return
+    old = manifests.load(dataset)
+    new = resplit(
+        old,
+        old.split.val if val is None else val,
+        old.split.test if test is None else test,
+        old.split.seed if seed is None else seed,
+    )
+    manifests.save(dataset, new)
+    summary = summarize(new, dataset)
+    if as_json:
+        _print_json({key: summary[key] for key in ("dataset", "manifest_hash", "splits", "split")})
+        return
+    for name, counts in summary["splits"].items():
+        click.echo(f"{name:<5}  {_counted(counts['samples'], 'sample')} of {_counted(counts['patients'], 'patient')}")
+        if counts["samples"] == 0:
+            click.echo(f"the split '{name}' is empty: too few patients for this share", err=True)
+    click.echo(f"manifest {summary['manifest_hash']}")
+
+
+def summarize(manifest: Manifest, dataset: Path) -> dict[str, Any]:
+    """What `dataset info --json` prints."""
+    splits = {}
+    for name in ("train", "val", "test"):
+        members = manifest.of_split(name)
+        splits[name] = {"samples": len(members), "patients": len({sample.patient for sample in members})}
+    shapes = [sample.shape[:3] for sample in manifest.samples]
+    spacings = [sample.spacing for sample in manifest.samples]
+    shards = sorted({sample.shard for sample in manifest.samples})
+    paths = [dataset / name for name in shards]
+    return {
+        "dataset": str(dataset),
+        "schema": manifest.schema_version,
+        "manifest_hash": manifest.hash(),
+        "task": manifest.task,
+        "classes": list(manifest.classes),
+        "class_counts": _class_counts(manifest),
+        "channels": manifest.channels,
+        "dtype": sorted({sample.dtype for sample in manifest.samples}),
+        "modality": sorted({sample.modality for sample in manifest.samples}),
+        "samples": len(manifest.samples),
+        "patients": len({sample.patient for sample in manifest.samples}),
+        "splits": splits,
+        "split": manifest.split.model_dump(mode="json"),
+        "shards": len(shards),
+        "missing_shards": [path.name for path in paths if not path.is_file()],
+        "bytes": sum(path.stat().st_size for path in paths if path.is_file()),
+        "shape_min": _each(min, shapes),
+        "shape_max": _each(max, shapes),
+        "spacing_min": _each(min, spacings),
+        "spacing_max": _each(max, spacings),
+        "preprocess": manifest.preprocess.model_dump(mode="json"),
+    }
+
+
+def _class_counts(manifest: Manifest) -> dict[str, int]:
+    """Voxels (segmentation) or samples (classification) of each class."""
+    if manifest.task == "segmentation":
+        rows = [sample.class_voxels or () for sample in manifest.samples]
+        return {name: sum(row[i] for row in rows if i < len(row)) for i, name in enumerate(manifest.classes)}
+    if manifest.task == "classification":
+        return {name: sum(s.label == i for s in manifest.samples) for i, name in enumerate(manifest.classes)}
+    return {}
+
+
+def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    unit = "voxels" if summary["task"] == "segmentation" else "samples"
+    counts = ", ".join(f"{name} ({count} {unit})" for name, count in summary["class_counts"].items())
+    rows = [("task", summary["task"]), ("classes", counts or "none"), ("samples", str(summary["samples"]))]
+    for name, split in summary["splits"].items():
+        rows.append((f"  {name}", f"{_counted(split['samples'], 'sample')} of {_counted(split['patients'], 'patient')}"))
+    rows += [
+        ("patients", str(summary["patients"])),
+        ("modality", ", ".join(name or "unknown" for name in summary["modality"])),
+        ("image", f"{summary['channels']} channel(s), {', '.join(summary['dtype'])}"),
+        ("size D H W", _span(summary["shape_min"], summary["shape_max"])),
+        ("spacing D H W", _span(summary["spacing_min"], summary["spacing_max"]) + " mm"),
+        ("shards", f"{summary['shards']}, {summary['bytes'] / 1e6:.1f} MB"),
+    ]
+    if summary["missing_shards"]:
+        rows.append(("missing shards", ", ".join(summary["missing_shards"])))
+    settings = summary["preprocess"]
+    used = {"spacing", "intensity", "crop", "projection"}
+    used |= {"window": {"window"}, "percentile": {"percentiles"}, "zscore": {"zscore_range"}}.get(
+        settings["intensity"], set()
+    )
+    used |= {"crop_margin_mm"} if settings["crop"] != "none" else set()
+    rows.append(("preprocess", ", ".join(f"{key}={value}" for key, value in settings.items() if key in used)))
+    rows.append(("manifest", summary["manifest_hash"]))
+    return rows
+
+
+def _each(choose: Any, rows: Sequence[Sequence[float]]) -> list[float]:
+    return [choose(column) for column in zip(*rows, strict=True)]
+
+
+def _span(low: Sequence[float], high: Sequence[float]) -> str:
+    return " x ".join(f"{a:g}" if a == b else f"{a:g}-{b:g}" for a, b in zip(low, high, strict=True))
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    click.echo(json.dumps(value, indent=1))

@@ -1,0 +1,109 @@
+"""`hvd-imaging ingest`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  hvd-imaging ingest archive dataset
+  hvd-imaging ingest archive dataset --task classification --labels labels.csv
+  hvd-imaging ingest archive dataset --set preprocess.spacing=[2,1,1] --set preprocess.crop=body
+  mpirun -np 8 hvd-imaging ingest archive dataset
+\b
+Inputs that can not be read are set aside in DATASET/quarantine.json with the reason; the exit code is then 10.
+The pseudonym key is DATASET.key beside the dataset: keep it secret, and keep it if more data is to come.
+"""
+)
+@click.argument("src", type=click.Path(path_type=Path))
+@click.argument("dataset", type=click.Path(path_type=Path))
+@click.option(
+    "--task",
+    type=click.Choice(["segmentation", "classification", "unlabelled"]),
+    help="What the labels are for; found out by itself when not given.",
+)
+@click.option(
+    "--labels", type=click.Path(path_type=Path), metavar="labels.csv", help="Labels by PatientID or SeriesInstanceUID."
+)
+@click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change a key, as in preprocess.spacing=[2,1,1]."
+)
+@click.option("--key-file", type=click.Path(path_type=Path), help="Pseudonym key (default: DATASET.key).")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+def command(
+    src: Path,
+    dataset: Path,
+    task: str | None,
+    labels: Path | None,
+    assignments: tuple[str, ...],
+    key_file: Path | None,
+    as_json: bool,
+) -> None:
+    """Make the dataset DATASET from the DICOM or NIfTI files in SRC, alone or on many ranks.
+
+    SRC is searched in all its folders; DATASET must not exist yet, or be empty. No identifier enters DATASET.
+    """
+    from ..communicator import connect
+    from ..config import IngestConfig, load
+    from ..errors import PARTIAL
+
+    config = load(IngestConfig, None, assignments)
+    communicator = connect()
+
+    from ..ingest import QUARANTINE, ingest
+    from .console import progress
+
+    result = ingest(
+        src,
+        dataset,
+        config,
+        labels_csv=labels,
+        task=task,
+        key_file=key_file,
+        communicator=communicator,
+        progress=lambda items, text: progress(items, text, communicator.world),
+    )
+    if communicator.world.is_root:
+        manifest = result.manifest
+        counts = manifest.counts()
+        patients = len({sample.patient for sample in manifest.samples})
+        if as_json:
+            import dataclasses
+            import json
+
+            value = {
+                "dataset": str(dataset),
+                "manifest_hash": manifest.hash(),
+                "task": manifest.task,
+                "classes": list(manifest.classes),
+                "samples": counts,
+                "patients": patients,
+                "quarantined": [dataclasses.asdict(item) for item in result.quarantined],
+                "notes": [dataclasses.asdict(item) for item in result.notes],
+            }
+            click.echo(json.dumps(value, indent=1))
+        else:
+            shown = ", ".join(f"{split} {count}" for split, count in counts.items())
+            click.echo(f"{dataset}: {manifest.task}, {len(manifest.samples)} samples of {patients} patients ({shown})")
+            click.echo(f"manifest {manifest.hash()}")
+        _list(f"note{'s' * (len(result.notes) != 1)}", [(note.path, note.note) for note in result.notes])
+        _list("set aside", [(item.path, item.reason) for item in result.quarantined])
+        if result.quarantined:
+            click.echo(f"the reasons stand in {dataset / QUARANTINE}; exit code {PARTIAL}", err=True)
+    if result.quarantined:
+        click.get_current_context().exit(PARTIAL)
+
+
+def _list(title: str, rows: list[tuple[str, str]], most: int = 10) -> None:
+    """A short list on stderr."""
+    if not rows:
+        return
+    click.echo(f"{len(rows)} {title}:", err=True)
+    for path, text in rows[:most]:
+        click.echo(f"  {path}: {text}", err=True)
+    if len(rows) > most:
+        click.echo(f"  and {len(rows) - most} more", err=True)

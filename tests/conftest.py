@@ -1,0 +1,22 @@
+"""What all tests share: the process environment that TensorFlow needs, and the way to the real images."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from hvd_imaging import bootstrap
+
+bootstrap.prepare()
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "parallel")]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real images beside the checkout; tests that need it are skipped on machines without."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the real images of ../shared/data are not on this machine")
+    return folder

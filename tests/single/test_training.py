@@ -1,0 +1,170 @@
+"""Training in one process: it learns, resumes to the bit, stops, and refuses what it should."""
+
+import json
+
+import numpy as np
+import pytest
+from datasets import make_dataset
+
+from hvd_imaging.config import RunConfig, check
+from hvd_imaging.errors import ConfigError, DatasetError, RunError
+from hvd_imaging.parallel.horovod import Horovod, check_build
+from hvd_imaging.pipeline.dataset import TrainingData, patch_start
+from hvd_imaging.pipeline.plan import generator
+from hvd_imaging.shards import manifest as manifests
+from hvd_imaging.training import checkpoint
+from hvd_imaging.training.events import epoch_records, read_events
+from hvd_imaging.training.loop import train
+from hvd_imaging.training.run import load_run, load_trained
+from hvd_imaging.world import World
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    make_dataset(folder / "seg")
+    make_dataset(folder / "cls", "classification", 20, (1, 32, 32))
+    return folder
+
+
+def settings(data, task="seg", **changes):
+    values = {
+        "data": {"dataset": str(data / task), "patch": [8, 16, 16], "patches_per_volume": 2},
+        "model": {"name": "unet3d", "filters": 4, "depth": 2},
+        "train": {"epochs": 3, "batch_size": 3, "learning_rate": 0.01},
+        "output": {"tensorboard": False},
+    }
+    if task == "cls":
+        values["data"] |= {"patch": [1, 32, 32], "augment": None}
+        values["model"] = {"name": "vgg16", "width": 0.125, "norm": "group"}
+    for key, value in changes.items():
+        section, name = key.split("__")
+        values[section][name] = value
+    return check(RunConfig, values, "test")
+
+
+def test_a_run_learns_and_leaves_what_it_should(data, tmp_path):
+    summary = train(settings(data, train__epochs=30, train__learning_rate=0.02), tmp_path / "run", Horovod())
+    records = epoch_records(tmp_path / "run")
+    assert len(records) == 30 and records[-1]["loss"] < 0.6 * records[0]["loss"]
+    assert records[-1]["val_dice"] > 0.6
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    run = load_run(tmp_path / "run")
+    assert record["dataset_hash"] == run.spec.dataset_hash == manifests.load(data / "seg").hash()
+    assert record["world_size"] == 1 and record["versions"]["tensorflow"]
+    assert load_trained(run).output_shape == (None, 8, 16, 16, 2)
+    assert read_events(tmp_path / "run")[-1]["weights_sha256"] == summary.weights_sha256
+    assert len(checkpoint.newest_first(tmp_path / "run")) == 2
+
+
+@pytest.mark.parametrize(("task", "stop"), [("seg", 4), ("seg", 5), ("cls", 2)])
+def test_resume_is_exact_to_the_bit(data, tmp_path, task, stop):
+    whole = train(settings(data, task), tmp_path / "whole", Horovod())
+    train(settings(data, task, train__max_steps=stop), tmp_path / "parts", Horovod())
+    resumed = train(settings(data, task), tmp_path / "parts", Horovod(), resume=True)
+    assert resumed.weights_sha256 == whole.weights_sha256
+    assert resumed.best == whole.best
+    noisy = {"time", "seconds", "samples_per_second"}
+
+    def clean(run):
+        return [{k: v for k, v in r.items() if k not in noisy} for r in epoch_records(run)]
+
+    assert clean(tmp_path / "parts") == clean(tmp_path / "whole")
+
+
+def test_resume_without_a_run_begins_one(data, tmp_path):
+    summary = train(settings(data, train__epochs=1), tmp_path / "run", Horovod(), resume=True)
+    assert summary.steps == 3
+
+
+def test_early_stop(data, tmp_path):
+    config = settings(data, "cls", train__epochs=30, train__early_stop=2, train__learning_rate=1e-30)
+    config = config.model_copy(update={"train": config.train.model_copy(update={"schedule": "constant"})})
+    summary = train(config, tmp_path / "run", Horovod())
+    assert summary.stopped_early and len(epoch_records(tmp_path / "run")) < 30
+
+
+def test_a_run_is_not_overwritten(data, tmp_path):
+    train(settings(data, train__max_steps=1), tmp_path / "run", Horovod())
+    before = (tmp_path / "run/run.yaml").read_bytes()
+    with pytest.raises(RunError, match="holds a run already.*--resume"):
+        train(settings(data, train__max_steps=1), tmp_path / "run", Horovod())
+    with pytest.raises(RunError, match=r"train\.seed was 0 .* is now 1"):
+        train(settings(data, train__seed=1), tmp_path / "run", Horovod(), resume=True)
+    assert (tmp_path / "run/run.yaml").read_bytes() == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/thesis.tex").write_text("x")
+    with pytest.raises(RunError, match="not a run folder"):
+        train(settings(data), tmp_path / "other", Horovod())
+
+
+def test_a_missing_shard_stops_with_its_name(data, tmp_path):
+    make_dataset(tmp_path / "seg")
+    shard = next((tmp_path / "seg").glob("shard-*.h5"))
+    shard.unlink()
+    with pytest.raises(DatasetError, match=f"{shard.name}.*missing"):
+        train(settings(tmp_path), tmp_path / "run", Horovod())
+
+
+def test_a_damaged_run_can_not_be_resumed_silently(data, tmp_path):
+    train(settings(data, train__max_steps=1), tmp_path / "run", Horovod())
+    for path in checkpoint.newest_first(tmp_path / "run"):
+        path.write_bytes(b"x")
+    with pytest.raises(RunError, match="no checkpoint is whole"):
+        train(settings(data), tmp_path / "run", Horovod(), resume=True)
+
+
+def test_wrong_settings_for_the_dataset(data, tmp_path):
+    with pytest.raises(ConfigError, match="class_weights: expected 2"):
+        train(settings(data, train__class_weights=[1.0, 2.0, 3.0]), tmp_path / "run", Horovod())
+    with pytest.raises(ConfigError, match="data.train_split"):
+        train(settings(data, data__train_split="none"), tmp_path / "run", Horovod())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_diverging_run_stops_and_says_so(data, tmp_path):
+    config = settings(data, train__learning_rate=1e30, train__clip_norm=0, train__warmup_epochs=0, train__optimizer="sgd")
+    with pytest.raises(RunError, match=r"lower train\.learning_rate"):
+        train(config, tmp_path / "run", Horovod())
+
+
+def test_examples_depend_on_seed_epoch_and_item_alone(data):
+    config = settings(data).data
+    manifest = manifests.load(data / "seg")
+    one = TrainingData(data / "seg", manifest, config, 0, 3)
+    two = TrainingData(data / "seg", manifest, config, 0, 5)
+    two.example(0, 0)
+    for item in (3, 1):
+        for a, b in zip(one.example(2, item), two.example(2, item), strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert (one.example(0, 1)[0] != one.example(1, 1)[0]).any()
+
+
+def test_local_batches_join_to_the_global_batch(data):
+    manifest = manifests.load(data / "seg")
+    source = TrainingData(data / "seg", manifest, settings(data).data, 0, 3)
+    whole = list(source.batches(0, 0, World()))
+    parts = [list(source.batches(0, 0, World(rank, 2))) for rank in range(2)]
+    for step, (image, label, weight) in enumerate(whole):
+        rows = [np.concatenate([p[step][k].numpy()[p[step][2].numpy() > 0] for p in parts]) for k in range(2)]
+        np.testing.assert_array_equal(rows[0], image.numpy()[weight.numpy() > 0])
+        np.testing.assert_array_equal(rows[1], label.numpy()[weight.numpy() > 0])
+
+
+def test_foreground_patches_hold_foreground():
+    voxels = np.array([[2, 3, 30], [9, 20, 1]], np.int32)
+    for seed in range(200):
+        start = np.array(patch_start((10, 24, 32), (4, 8, 8), voxels, 1.0, generator(seed)))
+        assert (start >= 0).all() and (start + (4, 8, 8) <= (10, 24, 32)).all()
+        assert ((voxels >= start) & (voxels < start + (4, 8, 8))).all(1).any()
+    assert patch_start((2, 24, 32), (4, 24, 32), voxels[:0], 1.0, generator(0)) == (-1, 0, 0)
+
+
+def test_a_horovod_without_mpi_is_refused_under_mpirun():
+    from hvd_imaging.errors import SetupError
+
+    with pytest.raises(SetupError, match=r"2 ranks were started by MPI.*HOROVOD_WITH_MPI=1"):
+        check_build(World(0, 2), by_gloo=False, mpi_built=False, gloo_built=True)
+    with pytest.raises(SetupError, match="HOROVOD_WITH_GLOO=1"):
+        check_build(World(0, 2), by_gloo=True, mpi_built=True, gloo_built=False)
+    check_build(World(), by_gloo=False, mpi_built=False, gloo_built=False)
