@@ -167,7 +167,7 @@ def _build(
     quarantined += [Quarantined(item.path, item.reason) for item in staged if item.sample is None]
     notes = [Note(Path(item.path).parent.as_posix(), note) for item in staged for note in item.notes]
     notes += [Note(".", note) for note in getattr(catalog, "notes", ())]
-    manifest = compose(staged, catalog, settings, config, src, quarantined)
+    manifest = together(communicator, lambda: compose(staged, catalog, settings, config, src, quarantined))
 
     shards: dict[str, list[Sample]] = {}
     for sample in manifest.samples:
@@ -289,7 +289,7 @@ def compose(
     ]
     return Manifest(
         schema=manifests.SCHEMA,
-        task=catalog.task,  # type: ignore[arg-type]
+        task=catalog.task,
         classes=tuple(catalog.classes),
         channels=samples[0].shape[3],
         preprocess=settings,

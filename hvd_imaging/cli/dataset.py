@@ -83,6 +83,7 @@ def verify(dataset: Path, as_json: bool) -> None:
                 "the shards named above from a copy, or ingest again",
                 err=True,
             )
+        communicator.barrier()  # leaving with a code ends all ranks: not before rank 0 has spoken
         click.get_current_context().exit(DatasetError.exit_code)
 
 

@@ -95,6 +95,7 @@ def command(
         if result.quarantined:
             click.echo(f"the reasons stand in {dataset / QUARANTINE}; exit code {PARTIAL}", err=True)
     if result.quarantined:
+        communicator.barrier()  # leaving with a code ends all ranks: not before rank 0 has spoken
         click.get_current_context().exit(PARTIAL)
 
 

@@ -19,6 +19,10 @@ Triple = tuple[int, int, int]
 _OPEN_FILES = 32  # a large dataset has more shards than a process may hold open
 
 
+class ShardFault(Exception):
+    """What is wrong with a shard; the cause of the reader's DatasetError, which adds the place and the next step."""
+
+
 class ShardReader:
     """Reads samples of one dataset. Files open at their first use, read-only, without locks (parallel filesystems).
 
@@ -93,59 +97,58 @@ class ShardReader:
         return self._array(sample, schema.FOREGROUND, ())
 
     def _array(self, sample: Sample, name: str, where: tuple[slice, ...]) -> np.ndarray:
-        with self._lock:
-            try:
-                array = self._file(sample)[f"{schema.SAMPLES}/{sample.id}/{name}"]
-                self._check(sample, name, array)
-                return np.asarray(array[where])
-            except KeyError as error:
-                raise self._error(sample, f"does not hold the sample's {name}") from error
-            # A damaged file makes HDF5 raise RuntimeError or ValueError as well as OSError.
-            except (OSError, RuntimeError, ValueError, TypeError, AttributeError, MemoryError) as error:
-                raise self._error(sample, f"damaged: {name} can not be read") from error
+        try:
+            with self._lock:
+                return self._checked(sample, name, where)
+        except ShardFault as fault:
+            raise DatasetError(
+                f"{self.dataset / sample.shard}: sample {sample.id}: {fault}; `hvd-imaging dataset verify "
+                f"{self.dataset}` lists all problems; restore the shard from a copy or ingest again"
+            ) from fault
 
-    def _check(self, sample: Sample, name: str, array: Any) -> None:
-        expected: tuple[Any, Any]
-        if name == schema.IMAGE:
-            expected = (sample.shape, sample.dtype)
-        elif name == schema.MASK:
-            expected = (sample.shape[:3], "uint8")
-        else:
-            expected = ((array.shape[0], 3), "int32")
-        found = (tuple(array.shape), array.dtype.name)
-        if found != expected:
-            raise self._error(
-                sample, f"{name}: expected {expected[0]} {expected[1]} (manifest), found {found[0]} {found[1]}"
-            )
+    def _checked(self, sample: Sample, name: str, where: tuple[slice, ...]) -> np.ndarray:
+        try:
+            array = self._file(sample.shard)[f"{schema.SAMPLES}/{sample.id}/{name}"]
+            expected: tuple[Any, Any] = {
+                schema.IMAGE: (sample.shape, sample.dtype),
+                schema.MASK: (sample.shape[:3], "uint8"),
+                schema.FOREGROUND: ((array.shape[0], 3), "int32"),
+            }[name]
+            found = (tuple(array.shape), array.dtype.name)
+            if found != expected:
+                raise ShardFault(
+                    f"{name}: expected {expected[0]} {expected[1]} (manifest), found {found[0]} {found[1]}"
+                )
+            return np.asarray(array[where])
+        except KeyError as error:
+            raise ShardFault(f"does not hold the sample's {name}") from error
+        # A damaged file makes HDF5 raise many kinds of errors.
+        except (OSError, RuntimeError, ValueError, TypeError, AttributeError, IndexError, MemoryError) as error:
+            raise ShardFault(f"damaged: {name} can not be read") from error
 
-    def _file(self, sample: Sample) -> h5py.File:
-        name = sample.shard
+    def _file(self, name: str) -> h5py.File:
         if name in self._files:
             self._files.move_to_end(name)
             return self._files[name]
         path = self.dataset / name
         if not path.is_file():
-            raise self._error(sample, "the shard is missing")
+            raise ShardFault("the shard is missing")
         try:
             file = h5py.File(path, "r", locking=False)
         except PermissionError as error:
-            raise DatasetError(f"{path}: no permission to read this shard; check the folder's permissions") from error
+            raise ShardFault("no permission to read the shard") from error
         except (OSError, RuntimeError) as error:
-            raise self._error(sample, "damaged, truncated, or not HDF5") from error
-        kind, version = file.attrs.get("format"), file.attrs.get("schema")
-        if kind != schema.FORMAT.encode():
+            raise ShardFault("damaged, truncated, or not HDF5") from error
+        try:
+            kind, version = file.attrs.get("format"), file.attrs.get("schema")
+            if kind != schema.FORMAT.encode():
+                raise ShardFault("an HDF5 file that hvd_imaging did not write")
+            if version != SCHEMA:
+                raise ShardFault(f"shard of schema version {version}, expected {SCHEMA}")
+        except BaseException:
             file.close()
-            raise self._error(sample, "an HDF5 file that hvd_imaging did not write")
-        if version != SCHEMA:
-            file.close()
-            raise self._error(sample, f"shard of schema version {version}, expected {SCHEMA}")
+            raise
         self._files[name] = file
         while len(self._files) > _OPEN_FILES:
             self._files.popitem(last=False)[1].close()
         return file
-
-    def _error(self, sample: Sample, what: str) -> DatasetError:
-        return DatasetError(
-            f"{self.dataset / sample.shard}: sample {sample.id}: {what}; `hvd-imaging dataset verify {self.dataset}` "
-            "lists all problems; restore the shard from a copy or ingest again"
-        )

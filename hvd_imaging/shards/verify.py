@@ -44,7 +44,7 @@ def check_sample(reader: ShardReader, sample: Sample) -> Problem | None:
         if mask is not None and not np.array_equal(reader.foreground(sample), schema.foreground_voxels(mask)):
             return Problem(sample.id, sample.shard, "the list of foreground voxels does not belong to the mask")
     except DatasetError as error:
-        return Problem(sample.id, sample.shard, str(error))
+        return Problem(sample.id, sample.shard, str(error.__cause__ or error))
     return None
 
 

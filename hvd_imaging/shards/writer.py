@@ -81,14 +81,14 @@ def describe(record: Record, classes: int, shard: str, split: str = "train") -> 
     return Sample(
         id=record.id,
         patient=record.patient,
-        shape=tuple(record.image.shape),  # type: ignore[arg-type]
+        shape=tuple(record.image.shape),
         dtype=record.image.dtype.name,
         spacing=record.spacing,
         affine=tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in record.affine),
         modality=record.modality,
         label=record.label,
         class_voxels=None if record.mask is None else schema.class_voxels(record.mask, classes),
-        split=split,  # type: ignore[arg-type]
+        split=split,
         shard=shard,
         sha256=schema.content_hash(record.image, record.mask, record.label),
     )

@@ -1,0 +1,110 @@
+"""`hvd-imaging`: the table of commands, and how a run ends when something is wrong.
+
+Command modules are imported when their command is called, and import heavy libraries inside their functions: `--help`
+never loads TensorFlow.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from typing import Any, NoReturn
+
+import click
+
+from ..errors import ConfigError, HvdImagingError, PeerError
+from ..world import World, world_from_environment
+
+COMMANDS = {
+    # name: the line that `hvd-imaging --help` shows; the module is hvd_imaging.cli.<name>
+    "phantom": "Make a synthetic chest-CT DICOM archive.",
+    "ingest": "Make a dataset from DICOM or NIfTI files.",
+    "dataset": "Look at a dataset, verify it, split it anew.",
+    "init": "Write a commented configuration.",
+    "train": "Train a network on a dataset, alone or on many ranks.",
+    "evaluate": "Measure a trained network on a split of its dataset.",
+    "predict": "Apply a model to a series, a NIfTI file or a dataset.",
+    "export": "Turn a run into a SavedModel or a TFLite model.",
+    "doctor": "Check the installation and say how to mend it.",
+    "bench": "Measure this machine, with the peers in the same run.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return importlib.import_module(f"hvd_imaging.cli.{cmd_name}").command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="hvd_imaging", prog_name="hvd-imaging")
+def cli() -> None:
+    """Train medical-image networks, from a DICOM archive to an exported model, on one process or a cluster."""
+
+
+def main() -> NoReturn:
+    """Entry point; ends the process, and with it all ranks if this one failed."""
+    world = world_from_environment()
+    try:
+        # Exit codes come back as values outside of standalone mode, exceptions as they are.
+        code = cli.main(standalone_mode=False)
+        _leave(code if isinstance(code, int) else 0, world)
+    except HvdImagingError as error:
+        if shows(error, world):
+            prefix = f"rank {world.rank}: " if world.size > 1 and not str(error).startswith("rank ") else ""
+            print(f"hvd-imaging: error: {prefix}{' '.join(str(error).splitlines())}", file=sys.stderr)
+        _leave(error.exit_code, world)
+    except click.exceptions.Exit as error:
+        _leave(error.exit_code, world)
+    except click.ClickException as error:
+        if world.is_root:
+            error.show()
+        _leave(error.exit_code, world)
+    except (KeyboardInterrupt, click.Abort):
+        _leave(130, world)
+    except BrokenPipeError:
+        # The reader (head, less) has gone: nothing is wrong, and nothing may be written any more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave(0, world)
+    except Exception:
+        if world.size > 1:
+            print(f"rank {world.rank}:", file=sys.stderr)
+        traceback.print_exc()
+        print("hvd-imaging: this is a fault of the program; please report it with the lines above", file=sys.stderr)
+        _leave(70, world)
+
+
+def shows(error: HvdImagingError, world: World) -> bool:
+    """Whether this rank prints ``error``: what all ranks see alike is said once, by rank 0."""
+    if isinstance(error, PeerError):
+        return False
+    alike = isinstance(error, ConfigError) or str(error).startswith("rank ")
+    return world.is_root or not alike
+
+
+def _leave(code: int, world: World) -> NoReturn:
+    """End this process; a failed rank ends all, so that none waits for it for ever."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code and world.size > 1:
+        mpi: Any = sys.modules.get("mpi4py.MPI")
+        if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
+            mpi.COMM_WORLD.Abort(code)
+        os._exit(code)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Ingest and verify under a real mpirun: one rank and several make the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from mpi_tools import mpirun, mpirun_path
+
+pytestmark = [pytest.mark.mpi, pytest.mark.skipif(mpirun_path() is None, reason="no mpirun")]
+
+MAIN = [sys.executable, "-m", "hvd_imaging.cli.main"]
+OPTIONS = ["--set", "preprocess.spacing=[3,2,2]", "--set", "shards.shard_mb=0.005", "--set", "split.val=0.3"]
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """Five NIfTI cases, one of them truncated."""
+    import nibabel
+
+    root = tmp_path_factory.mktemp("archive")
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder).mkdir()
+    random = np.random.default_rng(0)
+    training = []
+    for index in range(5):
+        image = random.normal(100, 20, (12, 10, 6 + index)).astype(np.float32)
+        for folder, array in (("imagesTr", image), ("labelsTr", (image > 110).astype(np.uint8))):
+            nibabel.save(
+                nibabel.Nifti1Image(array, np.diag([1.0, 1.5, 3.0, 1.0])), root / folder / f"case_{index}.nii.gz"
+            )
+        training.append({"image": f"./imagesTr/case_{index}.nii.gz", "label": f"./labelsTr/case_{index}.nii.gz"})
+    victim = root / "imagesTr" / "case_3.nii.gz"
+    victim.write_bytes(victim.read_bytes()[:200])
+    description = {
+        "name": "made", "modality": {"0": "MRI"}, "labels": {"0": "background", "1": "lesion"},
+        "numTraining": 5, "training": training, "test": [],
+    }  # fmt: skip
+    (root / "dataset.json").write_text(json.dumps(description))
+    return root
+
+
+def hashes(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def test_ranks_make_the_same_dataset(archive, tmp_path):
+    for size in (1, 2, 3):
+        command = [*MAIN, "ingest", archive, tmp_path / f"data{size}", "--key-file", tmp_path / "key", *OPTIONS]
+        done = mpirun(size, command)
+        assert done.returncode == 10, done.stdout + done.stderr  # one input is set aside
+        assert done.stdout.count("4 samples") == 1, "only rank 0 speaks"
+    assert hashes(tmp_path / "data1") == hashes(tmp_path / "data2") == hashes(tmp_path / "data3")
+    assert len(hashes(tmp_path / "data1")) > 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data1", "data2", "data3", "key"]
+
+    done = mpirun(2, [*MAIN, "dataset", "verify", tmp_path / "data2", "--json"])
+    assert done.returncode == 0 and json.loads(done.stdout)["problems"] == []
+    victim = sorted((tmp_path / "data2").glob("*.h5"))[-1]
+    victim.write_bytes(victim.read_bytes()[:-300])
+    done = mpirun(2, [*MAIN, "dataset", "verify", tmp_path / "data2"])
+    assert done.returncode == 4 and f"{victim.name}: sample" in done.stdout
+
+
+def test_an_error_ends_all_ranks(archive, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "other").write_text("x")
+    done = mpirun(2, [*MAIN, "ingest", archive, tmp_path / "data"], timeout=60)
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert "expected a new or empty folder" in done.stderr and "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data"]
+
+
+def test_a_time_limit_leaves_no_process():
+    marker = f"import time; time.sleep({600 + id(object()) % 1000})"
+    with pytest.raises(AssertionError, match="did not end within 3 s"):
+        mpirun(2, [sys.executable, "-c", marker], timeout=3)
+    running = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            running.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+        except OSError:
+            continue
+    assert not any(marker in line for line in running)
