@@ -88,7 +88,11 @@ def command(
             click.echo(json.dumps(value, indent=1))
         else:
             shown = ", ".join(f"{split} {count}" for split, count in counts.items())
-            click.echo(f"{dataset}: {manifest.task}, {len(manifest.samples)} samples of {patients} patients ({shown})")
+            samples = len(manifest.samples)
+            click.echo(
+                f"{dataset}: {manifest.task}, {samples} sample{'s' * (samples != 1)} of {patients} "
+                f"patient{'s' * (patients != 1)} ({shown})"
+            )
             click.echo(f"manifest {manifest.hash()}")
         _list(f"note{'s' * (len(result.notes) != 1)}", [(note.path, note.note) for note in result.notes])
         _list("set aside", [(item.path, item.reason) for item in result.quarantined])

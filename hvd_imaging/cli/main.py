@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 import traceback
 from typing import Any, NoReturn
 
@@ -30,6 +31,9 @@ COMMANDS = {
     "doctor": "Check the installation and say how to mend it.",
     "bench": "Measure this machine, with the peers in the same run.",
 }
+
+
+_PATIENCE_S = 2.0
 
 
 class LazyGroup(click.Group):
@@ -55,17 +59,19 @@ def cli() -> None:
 
 
 def main() -> NoReturn:
-    """Entry point; ends the process, and with it all ranks if this one failed."""
+    """Entry point; ends the process, and with it all ranks if this one alone has failed."""
     world = world_from_environment()
     try:
         # Exit codes come back as values outside of standalone mode, exceptions as they are.
         code = cli.main(standalone_mode=False)
         _leave(code if isinstance(code, int) else 0, world)
     except HvdImagingError as error:
-        if shows(error, world):
-            prefix = f"rank {world.rank}: " if world.size > 1 and not str(error).startswith("rank ") else ""
+        together = is_alike(error)
+        if world.is_root or not together:
+            prefix = f"rank {world.rank}: " if world.size > 1 and not together else ""
             print(f"hvd-imaging: error: {prefix}{' '.join(str(error).splitlines())}", file=sys.stderr)
-        _leave(error.exit_code, world)
+        leave = _leave if together else _abort
+        leave(error.exit_code, world)
     except click.exceptions.Exit as error:
         _leave(error.exit_code, world)
     except click.ClickException as error:
@@ -73,7 +79,7 @@ def main() -> NoReturn:
             error.show()
         _leave(error.exit_code, world)
     except (KeyboardInterrupt, click.Abort):
-        _leave(130, world)
+        _abort(130, world)
     except BrokenPipeError:
         # The reader (head, less) has gone: nothing is wrong, and nothing may be written any more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -83,23 +89,34 @@ def main() -> NoReturn:
             print(f"rank {world.rank}:", file=sys.stderr)
         traceback.print_exc()
         print("hvd-imaging: this is a fault of the program; please report it with the lines above", file=sys.stderr)
-        _leave(70, world)
+        _abort(70, world)
 
 
-def shows(error: HvdImagingError, world: World) -> bool:
-    """Whether this rank prints ``error``: what all ranks see alike is said once, by rank 0."""
-    if isinstance(error, PeerError):
-        return False
-    alike = isinstance(error, ConfigError) or str(error).startswith("rank ")
-    return world.is_root or not alike
+def is_alike(error: HvdImagingError) -> bool:
+    """True if all ranks end with this error, so that rank 0 says it for all.
+
+    So it is with the configuration, with what `communicator.together` found (it names the rank), and where another rank
+    has failed and told its own reason.
+    """
+    return isinstance(error, ConfigError | PeerError) or str(error).startswith("rank ")
 
 
 def _leave(code: int, world: World) -> NoReturn:
-    """End this process; a failed rank ends all, so that none waits for it for ever."""
+    """End this process as all ranks do."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if code and world.size > 1:
-        mpi: Any = sys.modules.get("mpi4py.MPI")
+    if code and not world.is_root:
+        # mpirun ends all ranks when the first one leaves with an error: rank 0 has to have said why.
+        time.sleep(_PATIENCE_S)
+    sys.exit(code)
+
+
+def _abort(code: int, world: World) -> NoReturn:
+    """End all ranks, none of which may wait for this one for ever."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    mpi: Any = sys.modules.get("mpi4py.MPI")
+    if world.size > 1:
         if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
             mpi.COMM_WORLD.Abort(code)
         os._exit(code)

@@ -62,8 +62,9 @@ def command(config: Path, assignments: tuple[str, ...], resume: bool, run_dir: P
         )
     else:
         report.message(
-            f"done: {summary.steps} steps{', stopped early' * summary.stopped_early}, best epoch {summary.best.epoch}; "
-            f"next: hvd-imaging evaluate {summary.directory}"
+            f"done: {summary.steps} steps{', stopped early' * summary.stopped_early}"
+            + (f", best epoch {summary.best.epoch}" if summary.best.epoch >= 0 else "")
+            + f"; next: hvd-imaging evaluate {summary.directory}"
         )
 
 

@@ -52,7 +52,7 @@ class TrainingData:
             image, mask = read_centre(self.reader, sample, self.config.patch), None
         if self.config.augment is not None:
             image, mask = augment(image, mask, self.config.augment, random)
-        label = np.int32(sample.label) if mask is None else mask.astype(np.int32)
+        label = np.int32(sample.label or 0) if mask is None else mask.astype(np.int32)
         return image, np.asarray(label)
 
     def batches(self, epoch: int, first_step: int, world: World) -> Iterator[Any]:
@@ -75,7 +75,7 @@ class TrainingData:
             return np.ones(count, np.float32)
         if wanted == "balanced":
             if self.manifest.task == "segmentation":
-                voxels = np.sum([sample.class_voxels for sample in self.samples], axis=0, dtype=np.float64)
+                voxels = np.sum([sample.class_voxels or () for sample in self.samples], axis=0, dtype=np.float64)
                 inverse = 1 / np.sqrt(np.maximum(voxels, 1))
             else:
                 cases = np.bincount([sample.label or 0 for sample in self.samples], minlength=count)
@@ -94,10 +94,11 @@ class ValidationData:
         self.manifest, self.config, self.batch = manifest, config, batch
         self.samples = manifest.of_split(config.val_split)
         self.reader = ShardReader(Path(dataset), manifest)
+        whole: list[Tile | None] = [None]
         self.items: list[tuple[int, Tile | None]] = [
             (index, tile)
             for index, sample in enumerate(self.samples)
-            for tile in (tiles(sample.shape[:3], config.patch) if manifest.task == "segmentation" else [None])
+            for tile in (tiles(sample.shape[:3], config.patch) if manifest.task == "segmentation" else whole)
         ]
 
     def batches(self, world: World) -> Iterator[tuple[Sequence[int], Any]]:

@@ -131,7 +131,7 @@ def learning_curves(epochs: Sequence[Mapping[str, Any]], path: Path) -> Path:
             if lines:
                 ax.legend()
         axes[1].set_ylim(-0.02, 1.02)
-        axes[2].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        axes[2].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes[2].set_ylim(bottom=0)
         best = [e["epoch"] + 1 for e in epochs if e.get("best")]
         if best:

@@ -157,7 +157,7 @@ def looks_like_dicom(start: bytes) -> bool:
     if len(start) < 16:
         return False
     group, element = int.from_bytes(start[:2], "little"), int.from_bytes(start[2:4], "little")
-    return group in (0x0002, 0x0008) and element <= 0x0070 and element % 2 == 0 or start[:3] == b"\x00\x08\x00"
+    return (group in (0x0002, 0x0008) and element <= 0x0070) or start[:3] == b"\x00\x08\x00"  # last: big endian
 
 
 def scan_dicom(root: Path, on_file: Callable[[Path], None] | None = None) -> DicomScan:
@@ -468,7 +468,7 @@ def _check_alike(slices: Sequence[_Slice]) -> None:
 def _drop_duplicates(slices: Sequence[_Slice], notes: list[str]) -> tuple[list[_Slice], dict[Path, np.ndarray]]:
     """The slices at different positions, and the pixels that had to be read for it.
 
-    The position decides, not the SOPInstanceUID: there are real series in which all slices have the same UID.
+    The position decides, not the SOPInstanceUID: one that was given twice by mistake must not cost a slice.
     """
     kept: list[_Slice] = []
     pixels: dict[Path, np.ndarray] = {}
