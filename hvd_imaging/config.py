@@ -51,8 +51,14 @@ class PreprocessConfig(Section):
         "none", description="reduce the depth to one image: maximum intensity or mean projection (for 2D networks)"
     )
 
+    projection_slab: tuple[Fraction, Fraction] = Field(
+        (0.0, 1.0), description="part of the depth that is projected; the middle of a chest keeps the lungs open"
+    )
+
     @pydantic.model_validator(mode="after")
     def _ordered(self) -> PreprocessConfig:
+        if not self.projection_slab[0] < self.projection_slab[1]:
+            raise ValueError("projection_slab: the first share is not below the second one")
         if not self.window[0] < self.window[1]:
             raise ValueError(f"window: the lower limit {self.window[0]} is not below the upper one {self.window[1]}")
         if not self.percentiles[0] < self.percentiles[1]:
@@ -234,7 +240,7 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=deep)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key '{key}' stands here twice", key_node.start_mark

@@ -57,10 +57,19 @@ def preprocess(
     array = np.stack([normalize(array[..., c], config) for c in range(array.shape[3])], axis=3)
 
     if config.projection != "none":
-        array, mask, affine = project(array, mask, affine, config.projection)
+        slab = slab_of(array.shape[0], config.projection_slab)
+        box = (slab, slice(0, array.shape[1]), slice(0, array.shape[2]))
+        mask = mask if mask is None else mask[slab]
+        array, mask, affine = project(array[slab], mask, crop.cropped_affine(affine, box), config.projection)
 
     result = volume.with_array(np.ascontiguousarray(array, np.float32), affine)
     return result, None if mask is None else np.ascontiguousarray(mask, np.uint8)
+
+
+def slab_of(depth: int, shares: tuple[float, float]) -> slice:
+    """The slices between two shares of the depth, at least one."""
+    start = min(round(shares[0] * depth), depth - 1)
+    return slice(start, max(round(shares[1] * depth), start + 1))
 
 
 def project(

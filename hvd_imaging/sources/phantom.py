@@ -192,7 +192,8 @@ def _draw_nodules(random: np.random.Generator, lungs: np.ndarray, heart: np.ndar
         radius = random.uniform(5, 12)
         room = -max(float(_ellipsoid(centre, lung)), -float(_ellipsoid(centre, heart)))
         apart = all(np.linalg.norm(centre - n[:3]) > radius + n[3] + 4 for n in nodules)
-        if room > radius and apart and abs(centre[2]) < 75:
+        # In the middle of the stack, where a slab projection shows the lungs at their widest.
+        if room > radius and apart and abs(centre[2]) < 45:
             nodules.append(np.array([*centre, radius]))
     return np.array(nodules)
 

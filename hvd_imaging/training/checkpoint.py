@@ -97,7 +97,7 @@ def newest_first(run_dir: Path) -> list[Path]:
 
 def load_newest(run_dir: Path) -> tuple[State | None, list[str]]:
     """The newest whole checkpoint (None without any) and what was wrong with newer ones."""
-    problems = []
+    problems: list[str] = []
     for path in newest_first(run_dir):
         try:
             return load(path), problems

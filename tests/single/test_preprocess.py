@@ -265,3 +265,14 @@ def test_the_input_is_not_changed():
     for crop_ in ("none", "foreground"):
         preprocess(Volume(image, np.eye(4), "CT"), None, PreprocessConfig(intensity="window", crop=crop_))
     assert np.array_equal(image, before)
+
+
+def test_a_slab_projection_takes_its_slices_alone():
+    array = np.zeros((10, 3, 4), np.float32)
+    array[2], array[5], array[9] = 1, 0.5, 1
+    volume = Volume(array, np.diag([2.0, 1.0, 1.0, 1.0]))
+    config = PreprocessConfig(intensity="none", projection="mip", projection_slab=(0.3, 0.7))
+    flat, _ = preprocess(volume, None, config)
+    assert flat.shape == (1, 3, 4) and (flat.array == 0.5).all()
+    # Slices 3 to 6: centre at 4.5 slices of 2 mm, 8 mm thick.
+    assert flat.affine[0, 3] == 9 and flat.spacing[0] == 8
