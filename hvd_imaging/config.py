@@ -127,7 +127,9 @@ class ModelConfig(Section):
 
     name: str = Field(description="a key of hvd_imaging.models.BUILDERS: vgg16, cnn3d, unet3d, or your own")
     width: PositiveFloat = Field(1.0, description="vgg16, cnn3d: multiplier of all filter counts")
-    head: Literal["average", "dense"] = Field("average", description="vgg16: global average, or VGG's dense layers")
+    head: Literal["average", "max", "dense"] = Field(
+        "average", description="vgg16: global average, global maximum (small findings), or VGG's dense layers"
+    )
     filters: Positive = Field(16, description="unet3d: filters of the first level, doubled on each")
     depth: Positive = Field(3, description="unet3d: resolution levels")
     norm: Literal["none", "group", "instance"] = Field("instance", description="normalization after convolutions")

@@ -119,13 +119,18 @@ class TflitePredictor:
 
     def __init__(self, spec: ModelSpec, path: Path) -> None:
         import os
+        import warnings
 
         import tensorflow as tf
 
         self.spec = spec
         threads = int(os.environ.get("TF_NUM_INTRAOP_THREADS", "0")) or None
         try:
-            self._interpreter = tf.lite.Interpreter(model_path=str(path), num_threads=threads)
+            with warnings.catch_warnings():
+                # TensorFlow announces that this interpreter moves to a package of its own; the pinned one has it.
+                warnings.filterwarnings("ignore", message=r".*LiteRT.*")
+                warnings.filterwarnings("ignore", message=r".*tf\.lite\.Interpreter.*")
+                self._interpreter = tf.lite.Interpreter(model_path=str(path), num_threads=threads)
             self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise RunError(f"{path}: damaged TFLite model ({_first_line(error)}); export the run again") from error

@@ -18,7 +18,7 @@ def vgg16(spec: ModelSpec) -> keras.Model:
     """Thirteen convolutions in five blocks, each closed by 2x2 max pooling.
 
     Input ``(N, 1, H, W, C)``, output logits ``(N, K)``. ``head="dense"`` has VGG's two dense layers (4096 x width),
-    ``head="average"`` global average pooling. ``norm="none"``, ``width=1``, ``head="dense"`` is the paper's net.
+    ``"average"`` and ``"max"`` pool globally: the maximum keeps a finding that is small against the image. ``norm="none"``, ``width=1``, ``head="dense"`` is the paper's net.
     """
     depth, height, width = spec.patch
     if depth != 1:
@@ -37,6 +37,8 @@ def vgg16(spec: ModelSpec) -> keras.Model:
         x = layers.MaxPool2D(2, name=f"block{block}_pool")(x)
     if model.head == "average":
         x = layers.GlobalAveragePooling2D(name="average")(x)
+    elif model.head == "max":
+        x = layers.GlobalMaxPooling2D(name="max")(x)
     else:
         x = layers.Flatten(name="flatten")(x)
         for index in (1, 2):

@@ -17,7 +17,14 @@ from typing import Any, Literal
 
 import numpy as np
 import pydicom
-from pydicom.uid import UID, MediaStorageDirectoryStorage, SegmentationStorage
+from pydicom.uid import (
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    MediaStorageDirectoryStorage,
+    SegmentationStorage,
+)
 
 from ..errors import SourceError
 from ..volume import Volume
@@ -512,6 +519,11 @@ def _read_pixels(item: _Slice) -> np.ndarray:
         dataset = read_dataset(item.path, _PIXEL_TAGS, pixels=True)
         if "TransferSyntaxUID" in dataset.file_meta:
             syntax = dataset.file_meta.TransferSyntaxUID.name
+        else:  # a data set without preamble and file meta: not compressed, coded as the parser found
+            implicit, little = dataset.original_encoding
+            dataset.file_meta.TransferSyntaxUID = (
+                ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+            )
         if not any(key in dataset for key in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
             raise SourceError(f"{item.name}: no pixel data (truncated file?); get this file again from its source")
         with warnings.catch_warnings():

@@ -1,0 +1,346 @@
+"""A model applied to new images: read, preprocess as ingest did, slide over the volume, bring the answer back.
+
+What OUT becomes follows from its suffix:
+
+=================  ==============================================  ===========================
+OUT                segmentation                                    classification
+=================  ==============================================  ===========================
+``.dcm``           DICOM SEG of the input series                   refused
+``.nii .nii.gz``   label map in the input's geometry               refused
+``.csv``           volume of each class in ml                      probability of each class
+no suffix          folder, a NIfTI for each sample of a dataset    refused
+=================  ==============================================  ===========================
+
+A DICOM SEG or label map is also written when nothing was found: an empty one says that the model has looked. No
+identifier is written but into a DICOM SEG, which takes them from its source series.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from .. import __version__
+from ..errors import ConfigError, RunError, SourceError
+from ..files import atomic_folder, write_text
+from ..models.spec import ModelSpec
+from ..preprocess.pipeline import preprocess
+from ..shards import manifest as manifests
+from ..shards.reader import ShardReader
+from ..sources.dicom import read_series, scan_dicom
+from ..sources.nifti import is_nifti_name, read_nifti, write_nifti
+from ..volume import Volume
+from .predictors import Predictor
+from .sliding import MEMORY_BYTES, center_patch, sliding_window
+
+InputKind = Literal["dicom", "nifti", "dataset"]
+OutputKind = Literal["dcm", "nifti", "csv", "folder"]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The model's answer for one image.
+
+    Attributes:
+        id: pseudonym of a dataset's sample, else "input".
+        volume: the input image, without its voxels' meaning for outputs: geometry and source files.
+        labels: ``(D, H, W)`` uint8 on the grid of ``volume`` (segmentation), else None.
+        probabilities: ``(K,)`` (classification), else None.
+    """
+
+    id: str
+    volume: Volume
+    labels: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
+
+    def summary(self, classes: Sequence[str]) -> dict[str, Any]:
+        """One row of a table: volumes in ml, or the predicted class and all probabilities."""
+        if self.labels is None:
+            assert self.probabilities is not None
+            p = {f"p_{name}": float(value) for name, value in zip(classes, self.probabilities, strict=True)}
+            return {"id": self.id, "predicted": classes[int(self.probabilities.argmax())], **p}
+        voxels = np.bincount(self.labels.ravel(), minlength=len(classes))
+        voxel_ml = abs(float(np.linalg.det(self.volume.affine[:3, :3]))) / 1000
+        return {"id": self.id, **{f"{name}_ml": float(voxels[k]) * voxel_ml for k, name in enumerate(classes) if k}}
+
+
+def predict(
+    predictor: Predictor,
+    source: str | Path,
+    out: str | Path,
+    force: bool = False,
+    overlap: float = 0.5,
+    memory_bytes: int = MEMORY_BYTES,
+    progress: Progress | None = None,
+) -> list[dict[str, Any]]:
+    """Apply a model to a DICOM series folder, a NIfTI file or a dataset folder, and write ``out`` atomically.
+
+    Args:
+        predictor: the opened model.
+        source: INPUT.
+        out: OUT; its suffix says what is written, see the module's table.
+        force: replace an existing ``out`` (a folder only if it holds nothing but NIfTI files).
+        overlap, memory_bytes: of the sliding window.
+        progress: called with (windows done, windows in all) for a volume, (samples done, in all) for a dataset.
+
+    Returns:
+        one row for each image, see `Answer.summary`.
+
+    Raises:
+        ConfigError: ``out`` can not hold this model's answer for this input.
+        RunError: ``out`` exists, or the input's channels are not the model's.
+        SourceError, DatasetError: the input can not be used.
+    """
+    source, target, spec = Path(source), Path(out), predictor.spec
+    kind = input_kind(source)
+    form = output_kind(target, spec, kind)
+    check_target(target, form, force)
+    answers = _answers(predictor, source, kind, overlap, memory_bytes, progress)
+    if form == "folder":
+        rows = []
+        with atomic_folder(target, replace=force) as folder:
+            for answer in answers:
+                assert answer.labels is not None
+                write_nifti(folder / f"{answer.id}.nii.gz", answer.volume.with_array(answer.labels))
+                rows.append(answer.summary(spec.classes))
+        return rows
+    if form == "csv":
+        # Rows only: the volumes of a large dataset do not fit in memory together.
+        rows = [answer.summary(spec.classes) for answer in answers]
+        write_text(target, to_csv(rows))
+        return rows
+    (answer,) = answers
+    assert answer.labels is not None
+    if form == "dcm":
+        from .dicom_seg import write_seg
+
+        write_seg(target, answer.labels, answer.volume, spec.classes, f"{spec.model.name} {spec.run}", __version__)
+    else:
+        write_nifti(target, answer.volume.with_array(answer.labels))
+    return [answer.summary(spec.classes)]
+
+
+def input_kind(source: Path) -> InputKind:
+    """What INPUT is.
+
+    Raises:
+        SourceError: nothing there, or a file that is not NIfTI by name.
+    """
+    if not source.exists():
+        raise SourceError(f"{source}: no such file or folder; expected {_INPUTS}")
+    if source.is_dir():
+        return "dataset" if (source / manifests.NAME).is_file() else "dicom"
+    if is_nifti_name(source):
+        return "nifti"
+    raise SourceError(f"{source}: expected {_INPUTS}; found another file (for DICOM give the folder of the series)")
+
+
+_INPUTS = "a folder with one DICOM series, a NIfTI file (.nii, .nii.gz), or a dataset folder (manifest.json)"
+
+
+def output_kind(out: Path, spec: ModelSpec, kind: InputKind) -> OutputKind:
+    """What OUT becomes. Pure.
+
+    Raises:
+        ConfigError: this model's answer for this input can not be written so.
+    """
+    name = out.name.lower()
+    if name.endswith(".csv"):
+        return "csv"
+    if spec.task == "classification":
+        raise ConfigError(f"OUT {out}: a classification model answers with a table, expected a name ending in .csv")
+    if kind == "dataset":
+        if out.suffix:
+            raise ConfigError(
+                f"OUT {out}: of a dataset there is one label map a sample, expected a folder (no suffix) or .csv"
+            )
+        return "folder"
+    if name.endswith(".dcm"):
+        if kind != "dicom":
+            raise ConfigError(f"OUT {out}: a DICOM SEG refers to a DICOM series, but INPUT is NIfTI; expected .nii.gz or .csv")
+        return "dcm"
+    if name.endswith((".nii", ".nii.gz")):
+        return "nifti"
+    raise ConfigError(f"OUT {out}: expected a name ending in .dcm (DICOM SEG), .nii, .nii.gz or .csv")
+
+
+def check_target(target: Path, form: OutputKind, force: bool) -> None:
+    """Refuse to overwrite, before the long work begins.
+
+    Raises:
+        RunError: something is there that may not be replaced.
+    """
+    if not target.exists() and not target.is_symlink():
+        return
+    if form == "folder":
+        if target.is_dir() and not target.is_symlink():
+            held = list(target.iterdir())
+            if not held or (force and all(is_nifti_name(path) and path.is_file() for path in held)):
+                return
+            if force:
+                raise RunError(f"{target}: holds more than label maps, so --force does not replace it; choose another name")
+    elif target.is_dir():
+        raise RunError(f"{target}: is a folder, expected a file name; choose another")
+    elif force:
+        return
+    raise RunError(f"{target}: exists already; replace it with --force, or choose another name")
+
+
+def _answers(
+    predictor: Predictor,
+    source: Path,
+    kind: InputKind,
+    overlap: float,
+    memory_bytes: int,
+    progress: Progress | None,
+) -> Iterator[Answer]:
+    if kind == "dataset":
+        yield from _dataset_answers(predictor, source, overlap, memory_bytes, progress)
+        return
+    volume = read_nifti(source, source.parent) if kind == "nifti" else read_only_series(source)
+    yield answer_volume(predictor, volume, overlap, memory_bytes, progress)
+
+
+def _dataset_answers(
+    predictor: Predictor, source: Path, overlap: float, memory_bytes: int, progress: Progress | None
+) -> Iterator[Answer]:
+    manifest, spec = manifests.load(source), predictor.spec
+    if manifest.preprocess != spec.preprocess:
+        raise RunError(
+            f"{source}: was preprocessed in another way than the model's training data, so its answers would mean "
+            f"nothing: expected {spec.preprocess.model_dump(mode='json')}, found "
+            f"{manifest.preprocess.model_dump(mode='json')}; ingest it with the same settings"
+        )
+    with ShardReader(source, manifest) as reader:
+        for done, sample in enumerate(manifest.samples):
+            image, _ = reader.read_whole(sample)
+            ready = Volume(image, np.array(sample.affine, np.float64), modality=sample.modality, id=sample.id)
+            labels, probabilities = apply(predictor, ready, overlap, memory_bytes)
+            yield Answer(sample.id, ready, labels, probabilities)
+            if progress is not None:
+                progress(done + 1, len(manifest.samples))
+
+
+def read_only_series(folder: Path) -> Volume:
+    """The one DICOM image series below ``folder``.
+
+    Raises:
+        SourceError: none, several, or one that can not be read.
+    """
+    scan = scan_dicom(folder)
+    if len(scan.series) == 1:
+        if scan.rejected:
+            # A file of the series itself may be among them: a mask of half a patient must not pass for a whole one.
+            first = scan.rejected[0]
+            raise SourceError(
+                f"{folder}: {len(scan.rejected)} DICOM files can not be read ({first.path}: {first.reason}); "
+                "get them again, or move them out of the folder if they do not belong to the series"
+            )
+        return read_series(scan.series[0])
+    if not scan.series:
+        why = f"; {scan.rejected[0].path}: {scan.rejected[0].reason}" if scan.rejected else ""
+        raise SourceError(f"{folder}: no DICOM image series in this folder or below ({scan.skipped} other files){why}")
+    shown = ", ".join(
+        f"{Path(series.files[0]).parent.relative_to(folder).as_posix()} ({series.modality or 'unknown'}, {len(series.files)} files)"
+        for series in scan.series[:4]
+    )
+    more = ", ..." if len(scan.series) > 4 else ""
+    raise SourceError(
+        f"{folder}: expected one DICOM series, found {len(scan.series)}: {shown}{more}; give the folder of one series"
+    )
+
+
+def answer_volume(
+    predictor: Predictor,
+    volume: Volume,
+    overlap: float = 0.5,
+    memory_bytes: int = MEMORY_BYTES,
+    progress: Progress | None = None,
+) -> Answer:
+    """The answer for one source image, a label map on the image's own grid.
+
+    Raises:
+        RunError: another number of channels than the model's.
+        SourceError: the image can not be preprocessed.
+    """
+    ready, _ = preprocess(volume, None, predictor.spec.preprocess)
+    labels, probabilities = apply(predictor, ready, overlap, memory_bytes, progress)
+    if labels is not None:
+        labels = back_to_grid(labels, ready.affine, volume.shape, volume.affine)
+    return Answer("input", volume, labels, probabilities)
+
+
+def apply(
+    predictor: Predictor,
+    ready: Volume,
+    overlap: float,
+    memory_bytes: int,
+    progress: Progress | None = None,
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """(labels ``(D, H, W)`` uint8, None) or (None, probabilities ``(K,)``) for a preprocessed volume (D, H, W, C).
+
+    Raises:
+        RunError: another number of channels than the model's.
+    """
+    spec = predictor.spec
+    if ready.array.shape[3] != spec.channels:
+        raise RunError(f"the input has {ready.array.shape[3]} channels, the model expects {spec.channels}")
+    if spec.task == "classification":
+        return None, predictor(center_patch(ready.array, spec.patch)[None])[0]
+    labels = sliding_window(
+        predictor,
+        ready.array,
+        spec.patch,
+        len(spec.classes),
+        overlap=overlap,
+        memory_bytes=memory_bytes,
+        mode="labels",
+        progress=progress,
+    )
+    return labels, None
+
+
+def back_to_grid(
+    labels: np.ndarray, from_affine: np.ndarray, to_shape: tuple[int, int, int], to_affine: np.ndarray
+) -> np.ndarray:
+    """Labels ``(d, h, w)`` on another grid: the nearest voxel's class, 0 outside.
+
+    Args:
+        labels: integer class indices on the grid of ``from_affine``.
+        from_affine, to_affine: ``(4, 4)``, voxel index to mm.
+        to_shape: (D, H, W) of the result.
+
+    Works slice by slice, so it needs little more memory than the result.
+    """
+    if labels.shape == tuple(to_shape) and np.allclose(from_affine, to_affine, rtol=0, atol=1e-6):
+        return labels.copy()
+    # Target index -> source index.
+    matrix = np.linalg.inv(from_affine) @ to_affine
+    h, w = np.meshgrid(np.arange(to_shape[1]), np.arange(to_shape[2]), indexing="ij")
+    plane = h[..., None] * matrix[:3, 1] + w[..., None] * matrix[:3, 2] + matrix[:3, 3]
+    limits = np.array(labels.shape)
+    out = np.zeros(to_shape, labels.dtype)
+    for d in range(to_shape[0]):
+        # Rounding before the floor: at exact halves noise of the affine must not choose the side voxel by voxel.
+        index = np.floor(np.round(plane + d * matrix[:3, 0], 6) + 0.5).astype(np.intp)
+        inside = ((index >= 0) & (index < limits)).all(-1)
+        a, b, c = index[inside].T
+        out[d][inside] = labels[a, b, c]
+    return out
+
+
+def to_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows as CSV text; numbers with 6 digits."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+    return file.getvalue()

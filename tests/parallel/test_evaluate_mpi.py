@@ -1,0 +1,53 @@
+"""Evaluation under `mpirun`: the ranks share the cases and say the same as one alone."""
+
+import json
+import shutil
+import sys
+
+import pytest
+from datasets import make_dataset
+from mpi_tools import mpirun
+from runs import make_run
+
+pytestmark = pytest.mark.mpi
+
+COMMAND = [sys.executable, "-m", "hvd_imaging.cli.main", "evaluate"]
+
+
+def numbers(value, path=""):
+    """All leaves of a report: path -> value."""
+    if isinstance(value, dict):
+        return {k: v for name, inner in value.items() for k, v in numbers(inner, f"{path}/{name}").items()}
+    if isinstance(value, list):
+        return {k: v for at, inner in enumerate(value) for k, v in numbers(inner, f"{path}/{at}").items()}
+    return {path: value}
+
+
+@pytest.mark.parametrize("task", ["segmentation", "classification"])
+def test_two_ranks_report_what_one_reports(tmp_path, task):
+    shape = (16, 24, 24) if task == "segmentation" else (1, 32, 32)
+    make_dataset(tmp_path / "data", task, 9, shape, split=(0.1, 0.6))
+    run = make_run(tmp_path / "run", tmp_path / "data", task)
+    reports = []
+    for size in (1, 2):
+        found = mpirun(size, [*COMMAND, str(run), "--json", "-"])
+        assert found.returncode == 0, found.stderr
+        reports.append(json.loads(found.stdout))  # rank 0 alone prints
+        assert reports[-1] == json.loads((run / "evaluation-test.json").read_text())
+        assert (run / "plots/overlays-test.png").exists()
+        shutil.rmtree(run / "plots")
+    one, two = map(numbers, reports)
+    assert one.keys() == two.keys()
+    for path, value in one.items():
+        assert two[path] == (pytest.approx(value, abs=1e-6) if isinstance(value, float) else value), path
+
+
+def test_a_missing_shard_stops_all_ranks_with_one_message(tmp_path):
+    manifest = make_dataset(tmp_path / "data", samples=6, split=(0.2, 0.5))
+    run = make_run(tmp_path / "run", tmp_path / "data")
+    (tmp_path / "data" / manifest.of_split("test")[-1].shard).unlink()
+    found = mpirun(2, [*COMMAND, str(run)])
+    assert found.returncode == 4, found.stderr
+    errors = [line for line in found.stderr.splitlines() if line.startswith("hvd-imaging: error:")]
+    assert len(errors) == 1 and "the shard is missing" in errors[0]
+    assert not (run / "evaluation-test.json").exists()
