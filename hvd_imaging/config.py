@@ -26,12 +26,19 @@ Triple = tuple[Positive, Positive, Positive]
 class Section(pydantic.BaseModel):
     """Base of all sections: unknown keys are errors, values can not change after checking."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _empty_section(cls, values: Any) -> Any:
+        """A section with nothing in it (``train:`` alone) is one with all values as they come."""
+        return {} if values is None else values
 
 
 class PreprocessConfig(Section):
     """From a source volume to what the network sees. Stored with the dataset, so prediction repeats it exactly."""
 
+    units: Literal["hu", "stored"] = Field("hu", description="DICOM: rescaled values (HU for CT), or stored ones")
     spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = Field(
         None, description="resample to this spacing in mm (D, H, W); none keeps each volume's own"
     )
@@ -95,7 +102,6 @@ class IngestConfig(Section):
     preprocess: PreprocessConfig = PreprocessConfig()
     shards: ShardConfig = ShardConfig()
     split: SplitConfig = SplitConfig()
-    units: Literal["hu", "stored"] = Field("hu", description="rescaled values (HU for CT) or stored pixel values")
 
 
 class AugmentConfig(Section):
@@ -242,7 +248,9 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=deep)
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key has to be a plain word", key_node.start_mark)
+            key = key_node.value
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key '{key}' stands here twice", key_node.start_mark

@@ -210,8 +210,8 @@ def check_config(catalog: Catalog, config: IngestConfig) -> None:
         SourceError: naming the key to change.
     """
     resolve_all(config.preprocess, [case.modality for case in catalog.cases])
-    if config.preprocess.crop == "body" and config.units != "hu":
-        raise SourceError("preprocess.crop=body needs HU, but units=stored is set; set units=hu or another crop")
+    if config.preprocess.crop == "body" and config.preprocess.units != "hu":
+        raise SourceError("preprocess.crop=body needs HU, but preprocess.units=stored is set; set preprocess.units=hu or another crop")
 
 
 def resolve_all(config: PreprocessConfig, modalities: Iterable[str]) -> PreprocessConfig:
@@ -307,7 +307,8 @@ def _stage(
     try:
         record, notes = _prepare(case, catalog, key, config, settings)
     except SourceError as error:
-        return Staged(index, path, reason=_clean(str(error), src))
+        # The path stands in its own field: a reader's message that begins with it need not say it twice.
+        return Staged(index, path, reason=_clean(str(error), src).removeprefix(f"{path}: "))
     record = record.stored(config.shards)
     sample = describe(record, max(len(catalog.classes), 1), shard="")
     try:
@@ -326,7 +327,7 @@ def _prepare(
     case: Case, catalog: Catalog, key: bytes, config: IngestConfig, settings: PreprocessConfig
 ) -> tuple[Record, tuple[str, ...]]:
     try:
-        volume, mask = sources.load_case(case, catalog, config.units)
+        volume, mask = sources.load_case(case, catalog, config.preprocess.units)
     except SourceError:
         raise
     except Exception as error:

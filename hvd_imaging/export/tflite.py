@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunError
-from ..inference.predictors import INPUT, OUTPUT, TFLITE
+from ..inference.predictors import INPUT, OUTPUT, TFLITE, native_notes_aside
 from ..models.spec import ModelSpec
 
 
@@ -30,7 +30,8 @@ def write(model: Any, spec: ModelSpec, folder: Path) -> None:
     converter = tf.lite.TFLiteConverter.from_concrete_functions([serve.get_concrete_function()], model)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     try:
-        data = converter.convert()
+        with native_notes_aside():
+            data = converter.convert()
     except Exception as error:  # the converter raises its own private class
         lines = str(error).splitlines() or [type(error).__name__]
         why = next((line.strip() for line in lines if "is neither a custom op" in line), lines[0])

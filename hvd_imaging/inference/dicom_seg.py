@@ -21,6 +21,7 @@ from pydicom.sr.coding import Code
 
 from ..errors import RunError, SourceError
 from ..files import atomic_path
+from ..sources.dicom import quiet
 from ..volume import Volume
 
 MANUFACTURER = "hvd_imaging"
@@ -51,7 +52,8 @@ def write_seg(
         )
     if labels.shape != source.shape:
         raise ValueError(f"labels are {labels.shape}, the series is {source.shape}")
-    images = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+    with quiet():
+        images = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
     identification = AlgorithmIdentificationSequence(
         name=algorithm, family=codes.DCM.ArtificialIntelligence, version=version, source=MANUFACTURER
     )

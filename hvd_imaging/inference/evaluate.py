@@ -66,7 +66,7 @@ class Overlay:
 
 
 Predict = Callable[[np.ndarray], np.ndarray]
-Draw = Callable[[Path, dict[str, Any], list[Overlay]], None]
+Draw = Callable[[Path, dict[str, Any], list[Overlay]], Any]
 
 
 def evaluate(

@@ -204,7 +204,8 @@ def _answers(
     if kind == "dataset":
         yield from _dataset_answers(predictor, source, overlap, memory_bytes, progress)
         return
-    volume = read_nifti(source, source.parent) if kind == "nifti" else read_only_series(source)
+    units = predictor.spec.preprocess.units
+    volume = read_nifti(source, source.parent) if kind == "nifti" else read_only_series(source, units)
     yield answer_volume(predictor, volume, overlap, memory_bytes, progress)
 
 
@@ -228,8 +229,8 @@ def _dataset_answers(
                 progress(done + 1, len(manifest.samples))
 
 
-def read_only_series(folder: Path) -> Volume:
-    """The one DICOM image series below ``folder``.
+def read_only_series(folder: Path, units: Literal["hu", "stored"] = "hu") -> Volume:
+    """The one DICOM image series below ``folder``, in the units that the model was trained on.
 
     Raises:
         SourceError: none, several, or one that can not be read.
@@ -243,7 +244,7 @@ def read_only_series(folder: Path) -> Volume:
                 f"{folder}: {len(scan.rejected)} DICOM files can not be read ({first.path}: {first.reason}); "
                 "get them again, or move them out of the folder if they do not belong to the series"
             )
-        return read_series(scan.series[0])
+        return read_series(scan.series[0], units)
     if not scan.series:
         why = f"; {scan.rejected[0].path}: {scan.rejected[0].reason}" if scan.rejected else ""
         raise SourceError(f"{folder}: no DICOM image series in this folder or below ({scan.skipped} other files){why}")

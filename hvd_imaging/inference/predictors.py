@@ -5,7 +5,12 @@ TensorFlow is imported when a model is opened (call `bootstrap.prepare()` first)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -112,26 +117,42 @@ class SavedModelPredictor:
         return self._call(**{INPUT: tf.constant(batch, tf.float32)})[OUTPUT].numpy()
 
 
+@contextlib.contextmanager
+def native_notes_aside() -> Iterator[None]:
+    """Hold back what TFLite's C++ code prints to stderr past every log level; all of it is shown if the block fails."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as aside:
+        real = os.dup(2)
+        os.dup2(aside.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            aside.seek(0)
+            os.write(real, aside.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(real, 2)
+            os.close(real)
+
+
 class TflitePredictor:
     """A ``model.tflite`` written by `export.tflite`: built-in operations, batch 1."""
 
     kind = "tflite"
 
     def __init__(self, spec: ModelSpec, path: Path) -> None:
-        import os
-        import warnings
-
         import tensorflow as tf
 
         self.spec = spec
         threads = int(os.environ.get("TF_NUM_INTRAOP_THREADS", "0")) or None
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), native_notes_aside():
                 # TensorFlow announces that this interpreter moves to a package of its own; the pinned one has it.
                 warnings.filterwarnings("ignore", message=r".*LiteRT.*")
                 warnings.filterwarnings("ignore", message=r".*tf\.lite\.Interpreter.*")
                 self._interpreter = tf.lite.Interpreter(model_path=str(path), num_threads=threads)
-            self._interpreter.allocate_tensors()
+                self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise RunError(f"{path}: damaged TFLite model ({_first_line(error)}); export the run again") from error
         self._input = self._interpreter.get_input_details()[0]

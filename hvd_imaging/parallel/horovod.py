@@ -50,6 +50,15 @@ class Horovod:
                 f"the launcher started {expected.size} ranks, but Horovod sees {self.world.size}: Horovod was built for "
                 "another MPI than this mpirun; `hvd-imaging doctor` shows both"
             )
+        self._take_gpu()
+
+    def _take_gpu(self) -> None:
+        """Give each local rank a GPU of its own; without this all ranks of a node would share the first one."""
+        import tensorflow as tf
+
+        gpus = tf.config.list_physical_devices("GPU")
+        if gpus:
+            tf.config.set_visible_devices(gpus[self.world.local_rank % len(gpus)], "GPU")
 
     def sum_gradients(self, gradients: list[Any]) -> list[Any]:
         """Sum of each tensor over all ranks. One group: fusion can not depend on timing."""

@@ -26,7 +26,7 @@ def body_box(array: np.ndarray) -> Box:
     if count == 0:
         raise SourceError(
             f"crop=body: expected voxels above {BODY_HU:g} HU, found none (largest value {float(array.max()):g}); "
-            "set preprocess.crop=none, or units=hu if stored values were read"
+            "set preprocess.crop=none, or preprocess.units=hu if stored values were read"
         )
     sizes = np.bincount(labels.reshape(-1))
     sizes[0] = 0

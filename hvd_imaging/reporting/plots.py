@@ -213,10 +213,10 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], path: Path, unit: str)
         ax.set_title(f"Confusion matrix, {int(matrix.sum()):,} {unit}")
         ax.grid(False)
         ax.tick_params(length=0)
-        ax.spines[:].set_visible(False)
+        ax.set_frame_on(False)
         bar = figure.colorbar(picture, ax=ax, fraction=0.046, pad=0.03, format=lambda x, _: f"{x:.0%}")
         bar.set_label("share of the true class")
-        bar.outline.set_visible(False)
+        bar.outline.set_visible(False)  # type: ignore[operator]  # matplotlib's stubs are wrong here
     return path
 
 

@@ -91,7 +91,7 @@ class ShardReader:
         return image, None if sample.class_voxels is None else self._array(sample, schema.MASK, ())
 
     def foreground(self, sample: Sample) -> np.ndarray:
-        """int32 ``(N, 3)``: voxels (d, h, w) whose mask is above 0, at most 4096 of each class; may be empty."""
+        """int32 ``(N, 3)``: voxels (d, h, w) whose mask is above 0, equally many of each class; may be empty."""
         if sample.class_voxels is None:
             return np.zeros((0, 3), np.int32)
         return self._array(sample, schema.FOREGROUND, ())

@@ -53,7 +53,10 @@ def content_hash(image: np.ndarray, mask: np.ndarray | None, label: int | None) 
 
 
 def foreground_voxels(mask: np.ndarray, per_class: int = FOREGROUND_PER_CLASS) -> np.ndarray:
-    """int32 ``(N, 3)``: up to ``per_class`` voxels (d, h, w) of each class above 0, classes in order.
+    """int32 ``(N, 3)``: equally many voxels (d, h, w) of each class above 0, at most ``per_class``, classes in order.
+
+    A small class repeats its voxels as often as the largest one needs, so that a uniform choice among the rows takes a
+    small lesion as often as a whole organ.
 
     Where a class has more, golden-ratio steps through its voxels choose: even coverage without the alignment with rows
     that a constant step would have, and no random generator whose stream may change between NumPy versions.
@@ -70,6 +73,8 @@ def foreground_voxels(mask: np.ndarray, per_class: int = FOREGROUND_PER_CLASS) -
         chosen.append(voxels)
     if not chosen:
         return np.zeros((0, 3), np.int32)
+    most = max(map(len, chosen))
+    chosen = [np.resize(voxels, most) for voxels in chosen]
     return np.stack(np.unravel_index(np.concatenate(chosen), mask.shape), axis=1).astype(np.int32)
 
 

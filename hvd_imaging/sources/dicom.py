@@ -7,6 +7,8 @@ not believed: real series contradict them.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import warnings
 from collections import Counter
@@ -138,13 +140,28 @@ def relative(path: Path, root: Path) -> str:
     return Path(os.path.relpath(path, root)).as_posix() if root != Path() else Path(path).as_posix()
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence pydicom's warnings and log: they quote values, and values can be identifiers.
+
+    Values are parsed when they are asked for, so this belongs around all use of a data set, not only around reading it.
+    """
+    log = logging.getLogger("pydicom")
+    before = log.disabled
+    log.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled = before
+
+
 def read_dataset(path: Path, tags: Sequence[str] | None = None, pixels: bool = False) -> pydicom.Dataset:
-    """`pydicom.dcmread` without its warnings: they quote values, and values can be identifiers."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pydicom.dcmread(
-            path, force=True, stop_before_pixels=not pixels, specific_tags=None if tags is None else list(tags)
-        )
+    """`pydicom.dcmread` of any file, with the asked tags only; use it inside `quiet`."""
+    return pydicom.dcmread(
+        path, force=True, stop_before_pixels=not pixels, specific_tags=None if tags is None else list(tags)
+    )
 
 
 def walk(root: Path) -> Iterator[Path]:
@@ -167,6 +184,7 @@ def looks_like_dicom(start: bytes) -> bool:
     return (group in (0x0002, 0x0008) and element <= 0x0070) or start[:3] == b"\x00\x08\x00"  # last: big endian
 
 
+@quiet()
 def scan_dicom(root: Path, on_file: Callable[[Path], None] | None = None) -> DicomScan:
     """Read the headers of all files below ``root``; what is DICOM is decided by content, never by name.
 
@@ -285,6 +303,7 @@ class _Slice:
     thickness: float | None
 
 
+@quiet()
 def read_series(series: SeriesFiles, units: Units = "hu") -> Volume:
     """Read a series as float32 ``(D, H, W)``.
 
@@ -526,9 +545,7 @@ def _read_pixels(item: _Slice) -> np.ndarray:
             )
         if not any(key in dataset for key in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
             raise SourceError(f"{item.name}: no pixel data (truncated file?); get this file again from its source")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            array = dataset.pixel_array
+        array = dataset.pixel_array
     except SourceError:
         raise
     except (RuntimeError, NotImplementedError, ImportError) as error:

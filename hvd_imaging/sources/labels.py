@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ import pydicom
 
 from ..errors import SourceError
 from ..volume import Volume, same_grid
-from .dicom import read_dataset, relative
+from .dicom import quiet, read_dataset, relative
 from .nifti import read_nifti
 
 _CODES = {"patientid": "patient", "seriesinstanceuid": "series"}
@@ -121,6 +120,7 @@ def read_nifti_mask(path: Path, image: Volume, classes: Sequence[str], root: Pat
     return mask.array.astype(np.uint8)
 
 
+@quiet()
 def read_seg_mask(path: Path, image: Volume, classes: Sequence[str], root: Path = Path()) -> np.ndarray:
     """A DICOM SEG as uint8 ``(D, H, W)`` class indices on the grid of ``image``.
 
@@ -136,9 +136,7 @@ def read_seg_mask(path: Path, image: Volume, classes: Sequence[str], root: Path 
     name = relative(path, root)
     try:
         seg = read_dataset(path, pixels=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            frames = np.asarray(seg.pixel_array)
+        frames = np.asarray(seg.pixel_array)
         kind = str(seg.SegmentationType)
         size = int(seg.Rows), int(seg.Columns)
         shared = seg.SharedFunctionalGroupsSequence[0]
@@ -181,7 +179,7 @@ def read_seg_mask(path: Path, image: Volume, classes: Sequence[str], root: Path 
                 slice_ = by_uid[uid]
         except SourceError as error:
             raise SourceError(f"{name}: frame {index + 1}: {error}") from None
-        except (AttributeError, IndexError, TypeError, ValueError) as error:
+        except Exception as error:
             raise SourceError(f"{name}: frame {index + 1}: its place or segment is not described") from error
         if number not in labels:
             raise SourceError(f"{name}: frame {index + 1}: segment {number} is not in SegmentSequence")

@@ -121,3 +121,28 @@ def test_the_command(runs, tmp_path):
     result = CliRunner().invoke(command, [*arguments, "--force", "--json"], catch_exceptions=False)
     assert json.loads(result.stdout)["inputs"] == "dataset"
     assert CliRunner().invoke(command, [str(runs), "--format", "onnx", "x"]).exit_code == 2
+
+
+def test_a_network_without_built_in_operations_is_refused(tmp_path):
+    """MaxPool3D has none."""
+    import tensorflow as tf
+
+    from hvd_imaging.config import ModelConfig, PreprocessConfig
+    from hvd_imaging.export import tflite
+
+    spec = ModelSpec(
+        task="classification",
+        classes=("a", "b"),
+        patch=(4, 4, 4),
+        channels=1,
+        preprocess=PreprocessConfig(intensity="none"),
+        model=ModelConfig(name="pooled"),
+        dataset_hash="0",
+        run="run",
+    )
+    inputs = tf.keras.Input((4, 4, 4, 1))
+    pooled = tf.keras.layers.Flatten()(tf.keras.layers.MaxPool3D()(inputs))
+    model = tf.keras.Model(inputs, tf.keras.layers.Dense(2)(pooled))
+    with pytest.raises(RunError, match="pooled: can not be converted with TFLite's built-in operations"):
+        tflite.write(model, spec, tmp_path)
+    assert not list(tmp_path.iterdir())

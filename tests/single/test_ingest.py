@@ -259,7 +259,7 @@ def test_resolve_all():
 
 def test_body_crop_needs_hu(tmp_path, archive):
     made = archive()
-    config = IngestConfig(preprocess=PreprocessConfig(crop="body"), units="stored")
+    config = IngestConfig(preprocess=PreprocessConfig(crop="body", units="stored"))
     with pytest.raises(SourceError, match=r"preprocess\.crop=body.*units"):
         ingest(made.src, tmp_path / "data", config)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+    generate_uid,
+)
 
 from hvd_imaging.errors import SourceError
 from hvd_imaging.sources.dicom import read_series, scan_dicom, stack_geometry
@@ -126,6 +133,19 @@ def test_other_objects_are_counted_and_series_kept_apart(tmp_path):
 
 def test_identifiers_stay_out_of_reprs(tmp_path):
     assert SECRET not in repr(scan_dicom(write(tmp_path, [make_slice(0)])))
+
+
+def test_odd_values_are_not_quoted_in_warnings(tmp_path, caplog):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        slices = [make_slice(z, SOPInstanceUID=f"{SECRET}.{z}", PatientID=SECRET * 9) for z in (0, 2)]
+        write(tmp_path, slices)
+    with warnings.catch_warnings(record=True) as told, caplog.at_level("DEBUG"):
+        warnings.simplefilter("always")
+        caplog.clear()
+        volume = read(tmp_path)
+    assert volume.shape[0] == 2
+    assert not told and SECRET not in caplog.text
 
 
 def test_series_of_two_patients_is_set_aside(tmp_path):
