@@ -44,21 +44,24 @@ started=$SECONDS
 run() { printf '\n[%3d s] $ %s\n' "$((SECONDS - started))" "$*"; "$@"; }
 
 # One patient of another seed is held out of everything.
-run hvd-imaging phantom archive --patients 24 --seed 1
-run hvd-imaging phantom unseen --patients 1 --seed 2
+run hvd-imaging phantom archive --patients 72 --seed 1
+run hvd-imaging phantom unseen --patients 1 --seed 3
 
-run hvd-imaging ingest archive segment --task segmentation \
-  --set 'preprocess.spacing=[5,4,4]' --set split.val=0.125 --set split.test=0.25
-run hvd-imaging ingest archive classify --task classification --labels archive/labels.csv \
-  --set preprocess.projection=mip --set 'preprocess.spacing=[5,3.25,3.25]' \
-  --set split.val=0.125 --set split.test=0.25
+run mpirun -np 2 hvd-imaging ingest archive segment --task segmentation \
+  --set 'preprocess.spacing=[5,4,4]' --set preprocess.crop=body --set split.val=0.1 --set split.test=0.25
+# The middle half of each chest as one image: there the lungs lie open, and nodules are bright spots in them.
+run mpirun -np 2 hvd-imaging ingest archive classify --task classification --labels archive/labels.csv \
+  --set 'preprocess.spacing=[4,3.25,3.25]' --set preprocess.crop=body \
+  --set preprocess.projection=mip --set 'preprocess.projection_slab=[0.25,0.75]' \
+  --set split.val=0.15 --set split.test=0.25
 run hvd-imaging dataset info segment
 
 run hvd-imaging init segmentation --dataset segment -o segment.yaml
 run mpirun -np 2 hvd-imaging train segment.yaml --run-dir runs/unet3d \
-  --set train.epochs=12 --set model.filters=8
+  --set train.epochs=8 --set model.filters=8 --set model.norm=group --set train.learning_rate=5e-3 --set data.foreground=0.8
 run hvd-imaging init classification --dataset classify -o classify.yaml
-run mpirun -np 2 hvd-imaging train classify.yaml --run-dir runs/vgg16 --set train.epochs=20
+run mpirun -np 2 hvd-imaging train classify.yaml --run-dir runs/vgg16 \
+  --set train.epochs=60 --set train.learning_rate=3e-4 --set 'data.patch=[1,48,80]' --set train.validate_every=5
 
 run mpirun -np 2 hvd-imaging evaluate runs/unet3d
 run mpirun -np 2 hvd-imaging evaluate runs/vgg16
