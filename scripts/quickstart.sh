@@ -44,7 +44,7 @@ started=$SECONDS
 run() { printf '\n[%3d s] $ %s\n' "$((SECONDS - started))" "$*"; "$@"; }
 
 # One patient of another seed is held out of everything.
-run hvd-imaging phantom archive --patients 72 --seed 1
+run hvd-imaging phantom archive --patients 96 --seed 1
 run hvd-imaging phantom unseen --patients 1 --seed 3
 
 run mpirun -np 2 hvd-imaging ingest archive segment --task segmentation \
@@ -58,10 +58,12 @@ run hvd-imaging dataset info segment
 
 run hvd-imaging init segmentation --dataset segment -o segment.yaml
 run mpirun -np 2 hvd-imaging train segment.yaml --run-dir runs/unet3d \
-  --set train.epochs=8 --set model.filters=8 --set model.norm=group --set train.learning_rate=5e-3 --set data.foreground=0.8
+  --set data.patches_per_volume=1 --set data.foreground=0.8 --set model.filters=8 --set model.norm=group \
+  --set train.epochs=12 --set train.learning_rate=5e-3
 run hvd-imaging init classification --dataset classify -o classify.yaml
 run mpirun -np 2 hvd-imaging train classify.yaml --run-dir runs/vgg16 \
-  --set train.epochs=60 --set train.learning_rate=3e-4 --set 'data.patch=[1,48,80]' --set train.validate_every=5
+  --set 'data.patch=[1,48,80]' --set 'data.augment.flip=[false,true,true]' \
+  --set train.epochs=40 --set train.learning_rate=3e-4 --set train.validate_every=4
 
 run mpirun -np 2 hvd-imaging evaluate runs/unet3d
 run mpirun -np 2 hvd-imaging evaluate runs/vgg16

@@ -177,7 +177,7 @@ def draw_patient(seed: int, index: int) -> PhantomPatient:
         for _ in range(7):
             direction = random.normal(size=3)
             end = lung[:3] + 0.8 * direction / np.linalg.norm(direction) * lung[3:]
-            vessels.append([*hilum, *end, random.uniform(3, 4.5), random.uniform(1, 1.8)])
+            vessels.append([*hilum, *end, random.uniform(2, 3), random.uniform(0.7, 1.2)])
     nodules = _draw_nodules(random, lungs, heart) if has_nodules else np.zeros((0, 4))
     anatomy = Anatomy(body, lungs, heart, np.array(vessels), nodules, random.uniform(450, 650), random.uniform(0, 26))
     return PhantomPatient(seed, index, anatomy, _draw_acquisition(random, index))
@@ -189,7 +189,7 @@ def _draw_nodules(random: np.random.Generator, lungs: np.ndarray, heart: np.ndar
     while len(nodules) < wanted:
         lung = lungs[random.integers(2)]
         centre = lung[:3] + random.uniform(-0.65, 0.65, 3) * lung[3:]
-        radius = random.uniform(5, 12)
+        radius = random.uniform(8, 14)
         room = -max(float(_ellipsoid(centre, lung)), -float(_ellipsoid(centre, heart)))
         apart = all(np.linalg.norm(centre - n[:3]) > radius + n[3] + 4 for n in nodules)
         # In the middle of the stack, where a slab projection shows the lungs at their widest.

@@ -86,7 +86,7 @@ def test_patients_lie_as_promised(index):
     assert 36 <= patient.acquisition.shape[0] <= 48
     assert len(nodules) <= 3
     for nodule in nodules:
-        assert 5 <= nodule[3] <= 12
+        assert 8 <= nodule[3] <= 14
         assert patient.anatomy.hu(nodule[:3]) == pytest.approx(40)
         assert patient.anatomy.lung_distance(nodule[:3]) < 0
 
