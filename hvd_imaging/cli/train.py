@@ -63,7 +63,7 @@ def command(config: Path, assignments: tuple[str, ...], resume: bool, run_dir: P
     else:
         report.message(
             f"done: {summary.steps} steps{', stopped early' * summary.stopped_early}"
-            + (f", best epoch {summary.best.epoch}" if summary.best.epoch >= 0 else "")
+            + (f", best epoch {summary.best.epoch + 1}" if summary.best.epoch >= 0 else "")
             + f"; next: hvd-imaging evaluate {summary.directory}"
         )
 
@@ -104,16 +104,18 @@ class TrainingReport:
         if self._active:
             self._console.print(text, markup=False)
 
+    # People count epochs from 1; files and JSON from 0.
+
     def step(self, epoch: int, step: int, steps: int, loss: float, rate: float) -> None:
         """Move the bar; without a terminal, a line every 30 s."""
         if self._bar.disable:
             if self._active and time.monotonic() - self._shown > 30:
                 self._shown = time.monotonic()
-                self.message(f"epoch {epoch}: step {step}/{steps}, loss {loss:.4f}")
+                self.message(f"epoch {epoch + 1}: step {step}/{steps}, loss {loss:.4f}")
             return
         if self._task is None:
-            self._task = self._bar.add_task("", total=steps, epoch=epoch, loss=loss, rate=rate)
-        self._bar.update(self._task, completed=step, total=steps, epoch=epoch, loss=loss, rate=rate)
+            self._task = self._bar.add_task("", total=steps, epoch=epoch + 1, loss=loss, rate=rate)
+        self._bar.update(self._task, completed=step, total=steps, epoch=epoch + 1, loss=loss, rate=rate)
 
     def epoch(self, record: dict[str, Any]) -> None:
         """One line with the metrics of all ranks."""
@@ -121,4 +123,4 @@ class TrainingReport:
         shown = ["loss", "accuracy", "val_loss", "val_dice", "val_accuracy"]
         metrics = "  ".join(f"{name} {record[name]:.4f}" for name in shown if name in record)
         star = "  *" if record.get("best") else ""
-        self.message(f"epoch {record['epoch']:3d}  {metrics}  {record['samples_per_second']:.1f} samples/s{star}")
+        self.message(f"epoch {record['epoch'] + 1:3d}  {metrics}  {record['samples_per_second']:.1f} samples/s{star}")
