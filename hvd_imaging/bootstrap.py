@@ -5,11 +5,12 @@ TensorFlow reads these variables once, on import, so every command that uses it 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
 
 from .world import World, bounds, world_from_environment
@@ -93,18 +94,15 @@ def prepare(
     return threads
 
 
-def load_tensorflow() -> None:
-    """Import TensorFlow after :func:`prepare`, without the notices that its CPU wheel prints on every start.
-
-    They come from C++ before its log level counts, so the process's stderr is set aside for the moment of the import;
-    if that fails, all of it is shown.
-    """
+@contextlib.contextmanager
+def native_notes_aside() -> Iterator[None]:
+    """Hold back what C++ code prints to stderr past every log level; all of it is shown if the block fails."""
     sys.stderr.flush()
     with tempfile.TemporaryFile() as aside:
         real = os.dup(2)
         os.dup2(aside.fileno(), 2)
         try:
-            import tensorflow  # noqa: F401
+            yield
         except BaseException:
             aside.seek(0)
             os.write(real, aside.read())
@@ -113,6 +111,12 @@ def load_tensorflow() -> None:
             sys.stderr.flush()
             os.dup2(real, 2)
             os.close(real)
+
+
+def load_tensorflow() -> None:
+    """Import TensorFlow after :func:`prepare`, without the notices that its CPU wheel prints on every start."""
+    with native_notes_aside():
+        import tensorflow  # noqa: F401
 
 
 def _quiet() -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..bootstrap import native_notes_aside
 from ..errors import RunError
-from ..inference.predictors import INPUT, OUTPUT, TFLITE, native_notes_aside
+from ..inference.predictors import INPUT, OUTPUT, TFLITE
 from ..models.spec import ModelSpec
 
 

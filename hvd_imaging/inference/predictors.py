@@ -5,17 +5,15 @@ TensorFlow is imported when a model is opened (call `bootstrap.prepare()` first)
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from ..bootstrap import native_notes_aside
 from ..errors import RunError
 from ..models.spec import NAME as SPEC_NAME
 from ..models.spec import ModelSpec
@@ -115,25 +113,6 @@ class SavedModelPredictor:
         import tensorflow as tf
 
         return self._call(**{INPUT: tf.constant(batch, tf.float32)})[OUTPUT].numpy()
-
-
-@contextlib.contextmanager
-def native_notes_aside() -> Iterator[None]:
-    """Hold back what TFLite's C++ code prints to stderr past every log level; all of it is shown if the block fails."""
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as aside:
-        real = os.dup(2)
-        os.dup2(aside.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            aside.seek(0)
-            os.write(real, aside.read())
-            raise
-        finally:
-            sys.stderr.flush()
-            os.dup2(real, 2)
-            os.close(real)
 
 
 class TflitePredictor:
