@@ -40,7 +40,7 @@ def test_one_process_takes_what_it_was_given():
 def test_the_environment_turns_onednn_on_and_the_users_choice_wins():
     assert variables(plan_threads([0], 1, World()))["TF_ENABLE_ONEDNN_OPTS"] == "1"
     assert variables(plan_threads([0], 1, World()))["OMPI_MCA_mpi_yield_when_idle"] == "1"
-    environ = {"TF_ENABLE_ONEDNN_OPTS": "0"}
+    environ = {"TF_ENABLE_ONEDNN_OPTS": "0", "TF_USE_LEGACY_KERAS": "1"}
     before = os.sched_getaffinity(0)
     prepare(environ=environ, world=World())
     assert environ["TF_ENABLE_ONEDNN_OPTS"] == "0" and environ["TF_USE_LEGACY_KERAS"] == "1"

@@ -190,7 +190,7 @@ def test_quarantine(tmp_path, archive, capfd):
     found = json.loads((tmp_path / "data" / "quarantine.json").read_text())
     assert found["quarantined"] == [
         {"path": "notes/readme.dcm", "reason": "not DICOM"},
-        {"path": "folder0/a.dcm", "reason": "folder0/a.dcm: truncated"},
+        {"path": "folder0/a.dcm", "reason": "truncated"},
         {"path": "folder2/a.dcm", "reason": "can not be read (KeyError)"},
         {"path": "folder4/a.dcm", "reason": "expected 1 channel(s) as most inputs have, found 2"},
     ]
