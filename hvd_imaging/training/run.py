@@ -93,13 +93,15 @@ def claim(directory: Path, config: RunConfig, spec: ModelSpec, manifest: Manifes
     Raises:
         RunError: it holds another run, or files that are not ours.
     """
-    if (directory / CONFIG).exists():
+    # A run that failed before its first checkpoint has learned nothing: trying again is no loss.
+    learned = (directory / BEST).exists() or bool(checkpoint.newest_first(directory))
+    if (directory / CONFIG).exists() and learned:
         if not resume:
             raise RunError(
                 f"{directory}: holds a run already; continue it with --resume, or choose another --run-dir"
             )
         _check_same(load_run(directory), config, spec)
-    elif directory.exists() and any(directory.iterdir()):
+    elif directory.exists() and any(directory.iterdir()) and not (directory / CONFIG).exists():
         raise RunError(f"{directory}: not empty and not a run folder; choose another --run-dir")
     directory.mkdir(parents=True, exist_ok=True)
     save_manifest(directory, manifest)

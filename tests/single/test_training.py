@@ -101,9 +101,13 @@ def test_a_run_is_not_overwritten(data, tmp_path):
 def test_a_missing_shard_stops_with_its_name(data, tmp_path):
     make_dataset(tmp_path / "seg")
     shard = next((tmp_path / "seg").glob("shard-*.h5"))
+    content = shard.read_bytes()
     shard.unlink()
     with pytest.raises(DatasetError, match=f"{shard.name}.*missing"):
         train(settings(tmp_path), tmp_path / "run", Horovod())
+    # Nothing was learned, so the same command works once the shard is back.
+    shard.write_bytes(content)
+    assert train(settings(tmp_path, train__epochs=1), tmp_path / "run", Horovod()).steps == 3
 
 
 def test_a_damaged_run_can_not_be_resumed_silently(data, tmp_path):
