@@ -42,7 +42,7 @@ def write(folder, name, task, **train):
     if task == "cls":
         values["data"]["patch"] = [1, 64, 64]
         # A plain deep net amplifies rounding by 5e4 in 20 steps at 0.01: that is its chaos, not a wrong sum.
-        values["train"]["learning_rate"] = 0.002
+        values["train"]["learning_rate"] = 0.0003
         values["model"] = {"name": "vgg16", "width": 0.125, "norm": "group"}
     values["train"].update(train)
     path = folder / f"{name}.yaml"
