@@ -72,6 +72,18 @@ def variables(threads: Threads) -> dict[str, str]:
     }
 
 
+def horovod_variables(fusion_mb: float, cycle_ms: float) -> dict[str, str]:
+    """Environment variables of Horovod's own settings; pure."""
+    return {
+        "HOROVOD_FUSION_THRESHOLD": str(int(fusion_mb * 2**20)),
+        "HOROVOD_CYCLE_TIME": f"{cycle_ms:g}",
+        # What travels together is settled by the groups, not by what happens to be ready.
+        "HOROVOD_DISABLE_GROUP_FUSION": "1",
+        # Our watchdog names the rank, its host and its last event (training/heartbeat.py).
+        "HOROVOD_STALL_CHECK_DISABLE": "1",
+    }
+
+
 def prepare(
     threads_per_rank: int = 0, environ: MutableMapping[str, str] | None = None, world: World | None = None
 ) -> Threads:

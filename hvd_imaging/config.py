@@ -162,6 +162,12 @@ class TrainConfig(Section):
     schedule: Literal["constant", "cosine", "poly"] = Field("cosine", description="course of the learning rate")
     warmup_epochs: typing.Annotated[float, Field(ge=0)] = Field(0.5, description="linear rise from 0")
     poly_power: PositiveFloat = Field(0.9, description="schedule=poly")
+    accumulate: Positive = Field(
+        1, description="micro-batches that a rank computes one after another: less memory, the same result"
+    )
+    balance: Literal["equal", "auto"] = Field(
+        "equal", description="parts of a global batch; auto: slow ranks get smaller ones, as measured"
+    )
     clip_norm: typing.Annotated[float, Field(ge=0)] = Field(12.0, description="global gradient norm; 0: no clipping")
     loss: Literal["dice_ce", "dice", "ce"] = Field("dice_ce", description="classification always takes ce")
     class_weights: list[PositiveFloat] | Literal["balanced"] | None = Field(
@@ -173,16 +179,47 @@ class TrainConfig(Section):
     early_stop: typing.Annotated[int, Field(ge=0)] = Field(0, description="validations without gain; 0: never")
     checkpoint_epochs: Positive = Field(1, description="epochs between checkpoints")
     checkpoint_steps: typing.Annotated[int, Field(ge=0)] = Field(0, description="steps between checkpoints; 0: none")
+    checkpoint_minutes: typing.Annotated[float, Field(ge=0)] = Field(0.0, description="minutes between checkpoints; 0: none")
     keep_checkpoints: Positive = Field(2, description="newest ones that stay")
-    reproducible: bool = Field(False, description="deterministic kernels: a repeat is equal to the bit, but slower")
+    reproducible: bool | Literal["exact"] = Field(
+        False,
+        description="true: a repeat on the same number of ranks is equal to the bit; exact: on 1, 2, 4, ... ranks too",
+    )
+    exact_parts: Positive = Field(
+        4, description="reproducible=exact: parts of a global batch, a power of two and the most ranks it can use"
+    )
+    on_nonfinite: Literal["stop", "skip", "back_off"] = Field(
+        "stop", description="a NaN or infinite loss or gradient: stop, skip the step, or skip and halve the rate"
+    )
+    guard_steps: typing.Annotated[int, Field(ge=0)] = Field(
+        100, description="steps between comparisons of all ranks' weights; 0: never"
+    )
     mixed_precision: Literal["none", "float16", "bfloat16"] = Field("none", description="float16 for GPUs only")
 
 
 class ParallelConfig(Section):
     """How ranks talk."""
 
-    compression: Literal["none", "fp16"] = Field("none", description="of gradients on the wire; fp16 pays on slow links")
-    threads_per_rank: typing.Annotated[int, Field(ge=0)] = Field(0, description="0: the cores that the rank was given")
+    compression: Literal["none", "fp16", "powersgd", "auto"] = Field(
+        "none", description="of gradients on the wire; pays on slow links; auto: measured at the start"
+    )
+    auto_among: list[Literal["none", "fp16", "powersgd"]] = Field(
+        ["none", "fp16", "powersgd"], min_length=1, description="compression=auto: what it may choose"
+    )
+    powersgd_rank: Positive = Field(4, description="compression=powersgd: columns of each factor")
+    reduction: Literal["sum", "adasum"] = Field(
+        "sum", description="adasum: for very large batches; the number of ranks then changes what is learned"
+    )
+    groups: Positive = Field(1, description="gradient groups; several let the first travel while others are computed")
+    fusion_mb: PositiveFloat = Field(128.0, description="Horovod's fusion buffer, MB")
+    cycle_ms: PositiveFloat = Field(1.0, description="pause between Horovod's looks at what is ready, ms")
+    threads_per_rank: typing.Annotated[int, Field(ge=0)] = Field(
+        0, description="0: the cores that the rank was given; 1 with reproducible=exact"
+    )
+    stall_seconds: typing.Annotated[float, Field(ge=0)] = Field(
+        300.0, description="a rank that waits so long for another one ends the run and names it; 0: never"
+    )
+    heartbeat_seconds: PositiveFloat = Field(1.0, description="pause between signs of life of each rank")
 
 
 class OutputConfig(Section):
@@ -200,6 +237,27 @@ class RunConfig(Section):
     train: TrainConfig = TrainConfig()
     parallel: ParallelConfig = ParallelConfig()
     output: OutputConfig = OutputConfig()
+
+    @pydantic.model_validator(mode="after")
+    def _promises(self) -> RunConfig:
+        train, parallel = self.train, self.parallel
+        if train.exact_parts & (train.exact_parts - 1):
+            raise ValueError(f"train.exact_parts: expected a power of two, found {train.exact_parts}")
+        if train.reproducible == "exact":
+            if train.accumulate > 1:
+                raise ValueError("train.accumulate: reproducible=exact cuts the batch by train.exact_parts; leave it at 1")
+            if parallel.compression not in ("none", "auto") or parallel.reduction != "sum":
+                raise ValueError("parallel: reproducible=exact takes compression=none and reduction=sum")
+        if train.reproducible and train.balance == "auto":
+            raise ValueError("train.balance=auto follows measured times, so it can not be reproducible; use balance=equal")
+        if parallel.reduction == "adasum" and parallel.compression not in ("none", "auto"):
+            raise ValueError("parallel.compression: reduction=adasum takes none")
+        return self
+
+    @property
+    def threads_per_rank(self) -> int:
+        """0: as many as the rank has cores. Exact bits want the same number for any number of ranks."""
+        return self.parallel.threads_per_rank or int(self.train.reproducible == "exact")
 
 
 S = TypeVar("S", bound=Section)

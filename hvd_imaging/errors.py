@@ -52,3 +52,6 @@ class PeerError(HvdImagingError):
 
 PARTIAL = 10
 """Exit code of a command that did its work but set some inputs aside (see its quarantine report)."""
+
+TRY_AGAIN = 75
+"""Exit code of a training that was asked to leave: it has saved its state, `--resume` goes on (sysexits.h: EX_TEMPFAIL)."""

@@ -17,9 +17,10 @@ def ours():
     from ..config import ModelConfig, PreprocessConfig, TrainConfig
     from ..models import build
     from ..models.spec import ModelSpec
+    from ..parallel.exchange import Sum
     from ..parallel.horovod import Horovod
-    from ..training.loop import make_train_step
     from ..training.optimizer import make_optimizer
+    from ..training.step import Step
 
     spec = ModelSpec(
         task="segmentation", classes=("a", "b"), patch=SHAPE, channels=1, preprocess=PreprocessConfig(),
@@ -28,9 +29,9 @@ def ours():
     config = TrainConfig(loss="ce", clip_norm=0)
     model, optimizer = build(spec), make_optimizer(config)
     optimizer.build(model.trainable_variables)
-    step = make_train_step(model, optimizer, tf.ones(CLASSES), config, Horovod())
-    weight, count, rate = tf.ones(BATCH), tf.constant(float(BATCH)), tf.constant(1e-3)
-    return lambda x, y: step(x, y, weight, count, rate).numpy()
+    step = Step(model, optimizer, tf.ones(CLASSES), config, Sum(Horovod()))
+    weight, draw = tf.ones(BATCH), tf.zeros((BATCH, 2), tf.int32)
+    return lambda x, y: step.run(iter([(x, y, weight, draw)]), BATCH, 1e-3)
 
 
 def keras():

@@ -25,6 +25,7 @@ COMMANDS = {
     "dataset": "Look at a dataset, verify it, split it anew.",
     "init": "Write a commented configuration.",
     "train": "Train a network on a dataset, alone or on many ranks.",
+    "launch": "Train under mpirun, with restarts when a rank or a host dies.",
     "evaluate": "Measure a trained network on a split of its dataset.",
     "predict": "Apply a model to a series, a NIfTI file or a dataset.",
     "export": "Turn a run into a SavedModel or a TFLite model.",
@@ -65,6 +66,8 @@ def main() -> NoReturn:
         # Exit codes come back as values outside of standalone mode, exceptions as they are.
         code = cli.main(standalone_mode=False)
         _leave(code if isinstance(code, int) else 0, world)
+    except SystemExit as error:
+        _leave(error.code if isinstance(error.code, int) else 1, world)
     except HvdImagingError as error:
         together = is_alike(error)
         if world.is_root or not together:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ..errors import TRY_AGAIN
 from ..world import World
 
 
@@ -32,20 +35,23 @@ def command(config: Path, assignments: tuple[str, ...], resume: bool, run_dir: P
     from ..config import RunConfig, load
 
     settings = load(RunConfig, config, assignments)
-    threads = bootstrap.prepare(settings.parallel.threads_per_rank)
+    parallel = settings.parallel
+    os.environ.update(bootstrap.horovod_variables(parallel.fusion_mb, parallel.cycle_ms))
+    threads = bootstrap.prepare(settings.threads_per_rank)
     bootstrap.load_tensorflow()
 
     from ..parallel.horovod import Horovod
     from ..training.loop import train
 
-    hvd = Horovod(settings.parallel.compression)
+    hvd = Horovod()
     directory = run_dir or Path(settings.output.run_dir)
     with TrainingReport(hvd.world, quiet=as_json) as report:
         if hvd.world.is_root:
             report.message(f"{threads.compute} thread{'s' * (threads.compute > 1)} a rank; run folder {directory}")
         summary = train(settings, directory, hvd, resume, report)
+    code = TRY_AGAIN if summary.left else 0
     if not hvd.world.is_root:
-        return
+        sys.exit(code)
     if as_json:
         import json
 
@@ -57,15 +63,19 @@ def command(config: Path, assignments: tuple[str, ...], resume: bool, run_dir: P
                     "best": summary.best.to_json(),
                     "weights_sha256": summary.weights_sha256,
                     "stopped_early": summary.stopped_early,
+                    "left": summary.left,
                 }
             )
         )
+    elif summary.left:
+        report.message(f"left after {summary.steps} steps as asked; go on with --resume")
     else:
         report.message(
             f"done: {summary.steps} steps{', stopped early' * summary.stopped_early}"
             + (f", best epoch {summary.best.epoch + 1}" if summary.best.epoch >= 0 else "")
             + f"; next: hvd-imaging evaluate {summary.directory}"
         )
+    sys.exit(code)
 
 
 class TrainingReport:

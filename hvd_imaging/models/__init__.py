@@ -46,7 +46,32 @@ def build(spec: ModelSpec) -> Any:
     Raises:
         ConfigError: unknown network, or a patch that it can not take.
     """
-    return builder(spec.model.name)(spec)
+    model = builder(spec.model.name)(spec)
+    check_layers(model)
+    return model
+
+
+def check_layers(model: Any) -> None:
+    """Refuse layers whose result depends on how a global batch is spread over ranks.
+
+    Raises:
+        ConfigError: naming the layer and what to take instead.
+    """
+    import tensorflow as tf
+
+    layers = tf.keras.layers
+    for layer in model.submodules:
+        if isinstance(layer, layers.BatchNormalization) and layer.trainable:
+            raise ConfigError(
+                f"model.name: layer '{layer.name}' of '{model.name}' is a batch norm, whose statistics depend on how many "
+                "ranks share a batch; take hvd_imaging.models.blocks.GroupNorm (model.norm=group or instance), or freeze it "
+                "(layer.trainable = False)"
+            )
+        if isinstance(layer, layers.Dropout | layers.GaussianNoise | layers.GaussianDropout | layers.AlphaDropout):
+            raise ConfigError(
+                f"model.name: layer '{layer.name}' of '{model.name}' draws by rank and not by sample, so neither a resume "
+                "nor another number of ranks would repeat it; take hvd_imaging.models.blocks.Dropout"
+            )
 
 
 def inference_model(model: Any) -> Any:

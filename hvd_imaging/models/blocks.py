@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
 import tensorflow as tf
 
 keras = tf.keras
@@ -47,6 +52,45 @@ class GroupNorm(layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "groups": self.groups, "epsilon": self.epsilon}
+
+
+_draws: list[Any] = []
+
+
+@contextlib.contextmanager
+def draws(of_rows: Any) -> Iterator[None]:
+    """Seeds of the batch's rows, int32 ``(N, 2)``, for the random layers of a network called inside."""
+    _draws.append(of_rows)
+    try:
+        yield
+    finally:
+        _draws.pop()
+
+
+@keras.utils.register_keras_serializable("hvd_imaging")
+class Dropout(layers.Layer):
+    """Dropout (Srivastava et al., 2014) whose draws belong to the sample: no rank, no batch and no resume changes them.
+
+    ``spatial`` drops whole channels. Input and output ``(N, ..., C)``. Outside :func:`draws` it draws from the clock.
+    """
+
+    def __init__(self, rate: float, spatial: bool = False, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.rate, self.spatial = rate, spatial
+
+    def call(self, x, training=None):
+        if not training or not self.rate:
+            return x
+        shape = [1] * (len(x.shape) - 2) + [x.shape[-1]] if self.spatial else x.shape[1:]
+        if _draws:
+            seeds = _draws[-1] + tf.constant([0, zlib.crc32(self.name.encode()) & 0x7FFFFFFF], tf.int32)
+            draw = tf.map_fn(lambda seed: tf.random.stateless_uniform(shape, seed), seeds, fn_output_signature=tf.float32)
+        else:
+            draw = tf.random.uniform([tf.shape(x)[0], *shape])
+        return tf.where(draw >= self.rate, x / (1 - self.rate), tf.zeros_like(x))
+
+    def get_config(self):
+        return {**super().get_config(), "rate": self.rate, "spatial": self.spatial}
 
 
 def group_count(channels: int, most: int = 8) -> int:

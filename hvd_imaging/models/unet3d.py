@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from ..errors import ConfigError
-from .blocks import conv
+from .blocks import Dropout, conv
 from .spec import ModelSpec
 
 keras = tf.keras
@@ -44,7 +44,7 @@ def unet3d(spec: ModelSpec) -> keras.Model:
         if config.deep_supervision and level > 0:
             outputs.append(layers.Conv3D(len(spec.classes), 1, dtype="float32", name=f"logits{level}")(x))
     if config.dropout:
-        x = layers.SpatialDropout3D(config.dropout, name="dropout")(x)
+        x = Dropout(config.dropout, spatial=True, name="dropout")(x)
     outputs.append(layers.Conv3D(len(spec.classes), 1, dtype="float32", name="logits")(x))
     outputs.reverse()
     return keras.Model(inputs, outputs if len(outputs) > 1 else outputs[0], name="unet3d")

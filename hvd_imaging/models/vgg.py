@@ -5,7 +5,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from ..errors import ConfigError
-from .blocks import conv
+from .blocks import Dropout, conv
 from .spec import ModelSpec
 
 keras = tf.keras
@@ -66,6 +66,6 @@ def scaled(filters: int, width: float) -> int:
 
 def _classify(inputs, features, spec: ModelSpec) -> keras.Model:
     if spec.model.dropout:
-        features = layers.Dropout(spec.model.dropout, seed=0, name="dropout")(features)
+        features = Dropout(spec.model.dropout, name="dropout")(features)
     logits = layers.Dense(len(spec.classes), dtype="float32", name="logits")(features)
     return keras.Model(inputs, logits, name=spec.model.name)

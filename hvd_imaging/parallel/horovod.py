@@ -5,6 +5,7 @@ Everything is a sum, never an average: callers divide by true global counts (doc
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import SetupError
-from ..world import World, world_from_environment
+from ..world import World, bounds, world_from_environment
 
 
 class Horovod:
@@ -25,7 +26,7 @@ class Horovod:
         SetupError: Horovod is missing, was built without what the launcher needs, or sees another world size.
     """
 
-    def __init__(self, compression: str = "none") -> None:
+    def __init__(self) -> None:
         expected = world_from_environment()
         self.world = expected
         if expected.size == 1:
@@ -41,9 +42,10 @@ class Horovod:
                 f"Horovod can not be imported ({str(error).splitlines()[0]}); build it with scripts/setup_env.sh"
             ) from error
         check_build(expected, by_gloo, hvd.mpi_built(), hvd.gloo_built())
+        before = set(os.listdir("/proc/self/task"))
         hvd.init()
+        _step_back(set(os.listdir("/proc/self/task")) - before)
         self._hvd = hvd
-        self._compression = {"none": hvd.Compression.none, "fp16": hvd.Compression.fp16}[compression]
         self.world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size())
         if self.world.size != expected.size:
             raise SetupError(
@@ -60,13 +62,37 @@ class Horovod:
         if gpus:
             tf.config.set_visible_devices(gpus[self.world.local_rank % len(gpus)], "GPU")
 
-    def sum_gradients(self, gradients: list[Any]) -> list[Any]:
-        """Sum of each tensor over all ranks. One group: fusion can not depend on timing."""
+    @property
+    def has_mpi(self) -> bool:
+        """True if the ranks talk through MPI (not through Gloo); True in a world of one."""
+        return self.world.size == 1 or os.environ.get("HOROVOD_CONTROLLER", "").lower() != "gloo"
+
+    def sum_tensors(self, tensors: list[Any], name: str, groups: int = 1) -> list[Any]:
+        """Sum of each tensor over all ranks, in a graph.
+
+        The tensors of a group travel together when all are there: what is fused with what, and so the order of the
+        additions, can not depend on timing.
+        """
         if self.world.size == 1:
-            return gradients
-        return self._hvd.grouped_allreduce(
-            gradients, op=self._hvd.Sum, compression=self._compression, name="gradients"
-        )
+            return tensors
+        summed = []
+        for index in range(groups):
+            start, stop = bounds(len(tensors), groups, index)
+            if start < stop:
+                summed += self._hvd.grouped_allreduce(tensors[start:stop], op=self._hvd.Sum, name=f"{name}.{index}")
+        return summed
+
+    def adasum_tensors(self, tensors: list[Any], name: str) -> list[Any]:
+        """Adasum (Maleki et al., 2021) of each tensor over all ranks, in a graph."""
+        return [self._hvd.allreduce(t, op=self._hvd.Adasum, name=f"{name}.{i}") for i, t in enumerate(tensors)]
+
+    def gather_tensor(self, tensor: Any, name: str) -> Any:
+        """The tensors of all ranks one after another along the first axis, in a graph."""
+        return tensor if self.world.size == 1 else self._hvd.allgather(tensor, name=name)
+
+    def exchange_tensor(self, tensor: Any, name: str) -> Any:
+        """Cut ``tensor`` (N x k, ...) in one piece for each of the N ranks; the pieces meant for this one, in rank order."""
+        return tensor if self.world.size == 1 else self._hvd.alltoall(tensor, name=name)
 
     def sum_array(self, values: np.ndarray, name: str) -> np.ndarray:
         """Sum of a float64 or int64 array over all ranks, on the host."""
@@ -108,6 +134,18 @@ class Horovod:
         if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
             mpi.COMM_WORLD.Abort(code)
         os._exit(code)
+
+
+def _step_back(threads: set[str]) -> None:
+    """Let Horovod's own threads compute only where the step leaves time.
+
+    They wait by polling inside MPI. At equal priority the scheduler gives them up to half of a core that the step needs;
+    when they are really needed, the step waits for them and the core is free.
+    """
+    for thread in threads:
+        # Gone already, or the machine does not allow it: then it is as it was.
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, int(thread), 19)
 
 
 def is_peer_failure(error: BaseException) -> bool:

@@ -1,8 +1,9 @@
 """From shards to `tf.data`: this rank's part of each global batch, prefetched.
 
-A batch is ``(image (B, D, H, W, C) float32, label, weight (B,) float32)``; ``label`` is int32 ``(B, D, H, W)`` for
-segmentation, ``(B,)`` for classification. ``B`` is fixed: short parts are filled up with zeros of weight 0, so that one
-traced graph serves every step and a rank without items still takes part in the sum.
+A batch is ``(image (B, D, H, W, C) float32, label, weight (B,) float32, draw (B, 2) int32)``; ``label`` is int32
+``(B, D, H, W)`` for segmentation, ``(B,)`` for classification; ``draw`` seeds the random layers, row by row. ``B`` is fixed:
+short parts are filled up with zeros of weight 0, so that one traced graph serves every step and a rank without items still
+takes part in the sum.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from ..shards.manifest import Manifest, Sample
 from ..shards.reader import ShardReader
 from ..world import World, bounds
 from .augment import augment
-from .plan import EpochPlan, Tile, generator, part_size, rank_part, tiles
+from .plan import Cut, EpochPlan, Tile, generator, tiles
 
 Triple = tuple[int, int, int]
-Example = tuple[np.ndarray, np.ndarray]
+Example = tuple[np.ndarray, ...]
+
+_NO_DRAW = np.zeros(2, np.int32)  # validation has no random layers
 
 
 class TrainingData:
@@ -53,17 +56,26 @@ class TrainingData:
         if self.config.augment is not None:
             image, mask = augment(image, mask, self.config.augment, random)
         label = np.int32(sample.label or 0) if mask is None else mask.astype(np.int32)
-        return image, np.asarray(label)
+        return image, np.asarray(label), random.integers(-(2**31), 2**31, 2).astype(np.int32)
 
-    def batches(self, epoch: int, first_step: int, world: World) -> Iterator[Any]:
-        """This rank's batches of an epoch from ``first_step`` on, read and augmented ahead of the training step."""
-        size = part_size(self.batch, world)
+    def batches(self, epoch: int, first_step: int, cut: Cut, rank: int) -> Iterator[Any]:
+        """This rank's micro-batches of an epoch from ``first_step`` on, read and augmented ahead of the training step.
+
+        Each step has ``cut.micro`` of them.
+        """
+        rows = cut.rows(self.batch, rank)
 
         def parts() -> Iterator[tuple[np.ndarray, ...]]:
             for batch in self.plan(epoch).batches(first_step):
-                yield fill([self.example(epoch, int(item)) for item in rank_part(batch, world)], size, self._empty())
+                for micro in range(cut.micro):
+                    items = cut.part(batch, rank, micro)
+                    yield fill([self.example(epoch, int(item)) for item in items], rows, self._empty())
 
-        return prefetched(parts, self._empty(), size)
+        return prefetched(parts, self._empty(), rows)
+
+    def blank(self, rows: int) -> tuple[np.ndarray, ...]:
+        """A batch of zeros that all count, for measuring."""
+        return fill([self._empty()] * rows, rows, self._empty())
 
     def class_weights(self, wanted: list[float] | str | None) -> np.ndarray:
         """float32 ``(K,)`` from the configuration; "balanced" is inverse frequency with a mean of 1.
@@ -102,23 +114,23 @@ class ValidationData:
         ]
 
     def batches(self, world: World) -> Iterator[tuple[Sequence[int], Any]]:
-        """(sample index of each row, batch) of this rank's share."""
+        """(item index of each row, batch) of this rank's share."""
         start, stop = bounds(len(self.items), world.size, world.rank)
-        mine = self.items[start:stop]
-        groups = [mine[at : at + self.batch] for at in range(0, len(mine), self.batch)]
+        groups = [range(at, min(at + self.batch, stop)) for at in range(start, stop, self.batch)]
         empty = empty_example(self.config.patch, self.manifest)
 
         def parts() -> Iterator[tuple[np.ndarray, ...]]:
             for group in groups:
-                yield fill([self._example(*item) for item in group], self.batch, empty)
+                yield fill([self._example(*self.items[item]) for item in group], self.batch, empty)
 
-        for group, batch in zip(groups, prefetched(parts, empty, self.batch), strict=True):
-            yield [index for index, _ in group], batch
+        yield from zip(groups, prefetched(parts, empty, self.batch), strict=True)
 
     def _example(self, index: int, tile: Tile | None) -> Example:
         sample = self.samples[index]
         if tile is None:
-            return read_centre(self.reader, sample, self.config.patch), np.asarray(np.int32(sample.label or 0))
+            return (
+                read_centre(self.reader, sample, self.config.patch), np.asarray(np.int32(sample.label or 0)), _NO_DRAW
+            )  # fmt: skip
         image, mask = self.reader.read(sample, tile.start, self.config.patch)
         assert mask is not None
         # Voxels outside the volume, or of another tile, are not scored.
@@ -127,7 +139,7 @@ class ValidationData:
             slice(first - start, stop - start) for start, (first, stop) in zip(tile.start, tile.own, strict=True)
         )
         label[own] = mask[own]
-        return image, label
+        return image, label, _NO_DRAW
 
 
 def patch_start(
@@ -159,15 +171,15 @@ def read_centre(reader: ShardReader, sample: Sample, patch: Triple) -> np.ndarra
 def empty_example(patch: Triple, manifest: Manifest) -> Example:
     """Zeros in the shapes of an example."""
     label = np.zeros(patch if manifest.task == "segmentation" else (), np.int32)
-    return np.zeros((*patch, manifest.channels), np.float32), label
+    return np.zeros((*patch, manifest.channels), np.float32), label, np.zeros(2, np.int32)
 
 
-def fill(examples: list[Example], size: int, empty: Example) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Stack examples to ``size`` rows; rows that were filled up have weight 0."""
-    rows = examples + [empty] * (size - len(examples))
+def fill(examples: list[Example], size: int, empty: Example) -> tuple[np.ndarray, ...]:
+    """Stack examples to a batch of ``size`` rows; rows that were filled up have weight 0."""
+    image, label, draw = (np.stack(values) for values in zip(*examples, *[empty] * (size - len(examples)), strict=True))
     weight = np.zeros(size, np.float32)
     weight[: len(examples)] = 1
-    return np.stack([row[0] for row in rows]), np.stack([row[1] for row in rows]), weight
+    return image, label, weight, draw
 
 
 def prefetched(parts: Callable[[], Iterator[Any]], empty: Example, size: int, ahead: int = 2) -> Iterator[Any]:
@@ -191,6 +203,7 @@ def prefetched(parts: Callable[[], Iterator[Any]], empty: Example, size: int, ah
         tf.TensorSpec((size, *empty[0].shape), tf.float32),
         tf.TensorSpec((size, *empty[1].shape), tf.int32),
         tf.TensorSpec((size,), tf.float32),
+        tf.TensorSpec((size, 2), tf.int32),
     )
     try:
         yield from tf.data.Dataset.from_generator(guarded, output_signature=signature).prefetch(ahead)

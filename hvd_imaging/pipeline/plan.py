@@ -8,13 +8,13 @@ world size decides who computes which part of a global batch and nothing else.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..errors import ConfigError
-from ..world import World, bounds
+from ..world import World
 
 
 @dataclass(frozen=True)
@@ -51,15 +51,57 @@ class EpochPlan:
             yield order[step * self.global_batch : (step + 1) * self.global_batch]
 
 
-def rank_part(batch: np.ndarray, world: World) -> np.ndarray:
-    """This rank's contiguous part of a global batch; parts differ by one item at most and may be empty."""
-    start, stop = bounds(len(batch), world.size, world.rank)
-    return batch[start:stop]
+@dataclass(frozen=True)
+class Cut:
+    """How every global batch is cut: into one contiguous part a rank, and each part into micro-batches.
+
+    Attributes:
+        shares: relative size of each rank's part, positive. Equal shares: (1,) * world size.
+        micro: micro-batches that a rank computes one after another.
+    """
+
+    shares: tuple[int, ...]
+    micro: int = 1
+
+    def part(self, batch: np.ndarray, rank: int, micro: int = 0) -> np.ndarray:
+        """The items of one micro-batch; may be empty. Those of all ranks in order are ``batch``.
+
+        Equal shares cut by (size x micro) alone: 4 x 1, 2 x 2 and 1 x 4 give the same four micro-batches.
+        """
+        before, share, total = sum(self.shares[:rank]), self.shares[rank], sum(self.shares)
+        first, last = before * self.micro + share * micro, before * self.micro + share * (micro + 1)
+        whole = total * self.micro
+        return batch[len(batch) * first // whole : len(batch) * last // whole]
+
+    def rows(self, global_batch: int, rank: int) -> int:
+        """Items of this rank's largest micro-batch: its batch shape in every step."""
+        return -(-global_batch * self.shares[rank] // (sum(self.shares) * self.micro))
 
 
-def part_size(global_batch: int, world: World) -> int:
-    """Items that the largest part of a full global batch has: the local batch shape of every rank."""
-    return -(-global_batch // world.size)
+def equal_cut(size: int, micro: int = 1) -> Cut:
+    """Parts that differ by one item at most."""
+    return Cut((1,) * size, micro)
+
+
+def balanced_cut(seconds_per_item: Sequence[float], global_batch: int, micro: int = 1) -> Cut:
+    """Shares under which all ranks end their part of a full global batch as close together as whole items allow.
+
+    Each item goes to the rank that would be done with it first (optimal for equal items); every rank keeps one at least.
+
+    Args:
+        seconds_per_item: of each rank, positive.
+        global_batch: items to share, at least one a rank.
+    """
+    sizes = [1] * len(seconds_per_item)
+    for _ in range(global_batch - len(sizes)):
+        rank = min(range(len(sizes)), key=lambda r: (seconds_per_item[r] * (sizes[r] + 1), r))
+        sizes[rank] += 1
+    return Cut(tuple(sizes), micro)
+
+
+def busiest(cut: Cut, seconds_per_item: Sequence[float]) -> float:
+    """Seconds that the slowest rank needs for its share of ``sum(shares)`` items."""
+    return max(share * seconds for share, seconds in zip(cut.shares, seconds_per_item, strict=True))
 
 
 def generator(*key: object) -> np.random.Generator:

@@ -1,7 +1,7 @@
 """Checkpoints: one file with weights, optimizer and position; written atomically, hashed, rotated.
 
-A file is an uncompressed ``.npz`` (no pickle inside): arrays ``weight.0000``, ``optimizer.0000``, ... and ``meta``, a JSON
-text with the position in the epoch plan and the SHA-256 of all arrays.
+A file is an uncompressed ``.npz`` (no pickle inside): arrays ``weight.0000``, ``optimizer.0000``, ``exchange.0000``, ... and
+``meta``, a JSON text with the position in the epoch plan and the SHA-256 of all arrays.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import threading
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,13 @@ class State:
         weights: of the model, in ``model.weights`` order.
         optimizer: of the optimizer, in ``optimizer.variables`` order; empty in a file of weights alone.
         meta: JSON values: epoch, step, best score, seed, dataset hash, ...
+        exchange: what the exchange of gradients keeps between steps (parallel/exchange.py).
     """
 
     weights: Sequence[np.ndarray]
     optimizer: Sequence[np.ndarray]
     meta: Mapping[str, Any]
+    exchange: Sequence[np.ndarray] = ()
 
 
 def digest(arrays: Sequence[np.ndarray]) -> str:
@@ -44,17 +47,19 @@ def digest(arrays: Sequence[np.ndarray]) -> str:
     sha = hashlib.sha256()
     for array in arrays:
         sha.update(f"{array.dtype.str}{array.shape}".encode())
-        sha.update(np.ascontiguousarray(array).tobytes())
+        sha.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return sha.hexdigest()
 
 
 def save(path: Path, state: State) -> str:
     """Write ``state`` atomically; returns the SHA-256 of its arrays."""
-    arrays = [*state.weights, *state.optimizer]
-    sha = digest(arrays)
+    named = {
+        f"{kind}.{i:04d}": array
+        for kind, arrays in (("weight", state.weights), ("optimizer", state.optimizer), ("exchange", state.exchange))
+        for i, array in enumerate(arrays)
+    }
+    sha = digest(list(named.values()))
     meta = json.dumps({**state.meta, "sha256": sha}).encode()
-    named = {f"weight.{i:04d}": array for i, array in enumerate(state.weights)}
-    named |= {f"optimizer.{i:04d}": array for i, array in enumerate(state.optimizer)}
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, meta=np.frombuffer(meta, np.uint8), **named)
     return sha
@@ -75,12 +80,61 @@ def load(path: Path) -> State:
         raise RunError(f"{path}: no such checkpoint; has the training run written one?") from error
     except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
         raise RunError(f"{path}: damaged checkpoint ({error}); delete it to use the one before") from error
-    weights = [arrays[name] for name in names if name.startswith("weight.")]
-    optimizer = [arrays[name] for name in names if name.startswith("optimizer.")]
-    found = digest([*weights, *optimizer])
+    weights, optimizer, exchange = (
+        [arrays[name] for name in names if name.startswith(kind)] for kind in ("weight.", "optimizer.", "exchange.")
+    )
+    found = digest([*weights, *optimizer, *exchange])
     if found != meta.get("sha256"):
         raise RunError(f"{path}: damaged checkpoint: SHA-256 {found[:12]}, expected {str(meta.get('sha256'))[:12]}")
-    return State(weights, optimizer, meta)
+    return State(weights, optimizer, meta, exchange)
+
+
+class Writer:
+    """Writes files in a thread beside the training steps, one at a time and in order.
+
+    Failures come out of the next call. The arrays given must be copies that nobody changes.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    @property
+    def busy(self) -> bool:
+        """True while a file is being written."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def submit(self, path: Path, state: State, then: Callable[[str], None] = lambda sha: None) -> None:
+        """Begin to write ``state`` once the file before is done; ``then(sha256)`` runs in the thread when it is on disk."""
+        self.wait()
+
+        def work() -> None:
+            try:
+                then(save(path, state))
+            except BaseException as error:
+                self._failure = error
+
+        # Not a daemon: a process that ends in order ends after its last checkpoint.
+        self._thread = threading.Thread(target=work, name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when all is on disk.
+
+        Raises:
+            RunError: a file could not be written.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        failure, self._failure = self._failure, None
+        if isinstance(failure, OSError):
+            raise RunError(
+                f"{failure.filename or 'checkpoint'}: can not be written ({failure.strerror}); free space or choose another "
+                "--run-dir, then go on with --resume"
+            ) from failure
+        if failure is not None:
+            raise failure
 
 
 def path_of(run_dir: Path, step: int) -> Path:

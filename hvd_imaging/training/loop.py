@@ -6,9 +6,9 @@ global batch, metrics are sums and counts, so the number of ranks changes speed 
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,61 +18,51 @@ import tensorflow as tf
 from .. import models
 from ..communicator import together
 from ..config import RunConfig, TrainConfig
-from ..errors import ConfigError, HvdImagingError, PeerError, RunError
-from ..models.losses import sample_losses
-from ..models.metrics import dice_of_counts, overlap_counts
+from ..errors import ConfigError, PeerError, RunError
 from ..models.spec import ModelSpec
+from ..parallel.choose import settle
+from ..parallel.exchange import make_exchange
 from ..parallel.horovod import Horovod, is_peer_failure
 from ..pipeline.dataset import TrainingData, ValidationData
-from ..pipeline.plan import check_fits
+from ..pipeline.plan import Cut, balanced_cut, busiest, check_fits, equal_cut
 from ..shards import manifest as manifests
 from ..shards.manifest import Manifest
-from . import checkpoint, run, schedule
-from .callbacks import MONITORS, Best, Reporter, Silent, TensorBoard
+from . import checkpoint, nonfinite, run, schedule
+from .callbacks import MONITORS, Reporter, Silent, TensorBoard
 from .events import EventLog
+from .guard import ItemTrace, check_replicas, digests
+from .heartbeat import Heartbeat
 from .optimizer import make_optimizer
+from .position import Position, newest, restore, snapshot
+from .requests import Requests
+from .step import Outcome, Step, time_gradients
+from .validate import make_validation_step, validate
 
 keras = tf.keras
 
-
-@dataclass
-class Position:
-    """Where a run stands: everything besides the arrays that a checkpoint holds.
-
-    Attributes:
-        epoch: the current one.
-        step: the next step inside it.
-        total: steps done in all.
-        best: best validation so far.
-        sums: (loss, correct, examples) of the current epoch so far; on rank 0 those of all ranks after a resume.
-        seconds: spent in the current epoch so far.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    total: int = 0
-    best: Best = field(default_factory=Best)
-    sums: np.ndarray = field(default_factory=lambda: np.zeros(3))
-    seconds: float = 0.0
+# Steps between two looks at the ranks' speeds (train.balance=auto), and the gain that is worth another cut.
+_BALANCE_STEPS, _BALANCE_GAIN = 20, 0.95
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a finished run says of itself.
+    """What a run says of itself when it ends.
 
     Attributes:
         directory: the run directory.
         steps: done in all.
         best: score and epoch of the best model.
-        weights_sha256: of the final weights, equal on all ranks.
+        weights_sha256: of the weights, equal on all ranks.
         stopped_early: by ``train.early_stop``.
+        left: asked to leave before the end (SIGTERM, SIGUSR1); ``--resume`` goes on from here.
     """
 
     directory: Path
     steps: int
-    best: Best
+    best: Any
     weights_sha256: str
     stopped_early: bool
+    left: bool = False
 
 
 def train(
@@ -92,11 +82,16 @@ def train(
             the others then raise PeerError or are ended by the launcher.
     """
     try:
-        return _train(config, run_dir, hvd, resume, report)
+        with Requests(config.train.checkpoint_minutes if hvd.world.is_root else 0) as requests:
+            trainer = Trainer(config, Path(run_dir), hvd, resume, report, requests)
+            try:
+                return trainer.run()
+            finally:
+                trainer.close()
     except tf.errors.ResourceExhaustedError as error:
         raise RunError(
-            "out of memory in a training step; lower data.patch, model.filters or model.width, or start more ranks so "
-            "that each has less of train.batch_size"
+            "out of memory in a training step; lower data.patch, model.filters or model.width, raise train.accumulate, or "
+            "start more ranks so that each has less of train.batch_size"
         ) from error
     except (tf.errors.OpError, RuntimeError) as error:
         if is_peer_failure(error):
@@ -104,120 +99,286 @@ def train(
         raise
 
 
-def _train(config: RunConfig, run_dir: str | Path, hvd: Horovod, resume: bool, report: Reporter | None) -> Summary:
-    directory, world = Path(run_dir), hvd.world
-    report = report if report is not None and world.is_root else Silent()
-    manifest = together(hvd, lambda: manifests.load(config.data.dataset))
-    spec = together(hvd, lambda: make_spec(config, manifest, directory.name))
+class Trainer:
+    """One process of a run: what it holds, and the loop over epochs and steps."""
 
-    if config.train.reproducible:
-        tf.config.experimental.enable_op_determinism()
-    keras.mixed_precision.set_global_policy(
-        {"none": "float32"}.get(config.train.mixed_precision, f"mixed_{config.train.mixed_precision}")
-    )
-    keras.utils.set_random_seed(config.train.seed)
+    def __init__(
+        self, config: RunConfig, directory: Path, hvd: Horovod, resume: bool, report: Reporter | None, requests: Requests
+    ) -> None:
+        self.config, self.directory, self.hvd, self.requests = config, directory, hvd, requests
+        self.world = world = hvd.world
+        self.report = report if report is not None and world.is_root else Silent()
+        self.writer = checkpoint.Writer()
+        self.heart: Heartbeat | None = None
 
-    data = TrainingData(config.data.dataset, manifest, config.data, config.train.seed, config.train.batch_size)
-    validation = ValidationData(config.data.dataset, manifest, config.data, max(1, config.train.batch_size // world.size))
-    together(hvd, lambda: check_fits(len(data.samples) * data.draws, config.train.batch_size, world, "train"))
-    model = together(hvd, lambda: models.build(spec))
-    optimizer = make_optimizer(config.train)
-    optimizer.build(model.trainable_variables)
-    weights_of_class = class_weights(config.train, data, spec)
+        # What to learn from, and what is to learn.
+        manifest = together(hvd, lambda: manifests.load(config.data.dataset))
+        self.spec = together(hvd, lambda: make_spec(config, manifest, directory.name))
+        _prepare_numerics(config.train)
+        self.data = TrainingData(config.data.dataset, manifest, config.data, config.train.seed, config.train.batch_size)
+        self.cut = together(hvd, lambda: self._first_cut())
+        rows = max(1, config.train.batch_size // (config.train.exact_parts if self._exact else world.size))
+        self.validation = ValidationData(config.data.dataset, manifest, config.data, rows)
+        self.model = together(hvd, lambda: models.build(self.spec))
+        self.optimizer = make_optimizer(config.train)
+        self.optimizer.build(self.model.trainable_variables)
+        weights_of_class = class_weights(config.train, self.data, self.spec)
 
-    together(
-        hvd, lambda: run.claim(directory, config, spec, manifest, world, resume) if world.is_root else None
-    )
-    position = together(hvd, lambda: restore(directory, model, optimizer, world.is_root, report) if resume else Position())
-    # A filesystem may show ranks different newest checkpoints for a moment: rank 0's is the truth for all.
-    position = agree_on_position(hvd, position)
-    hvd.broadcast_variables(model.weights + list(optimizer.variables))
+        # Where the run stands: rank 0 reads it, all others hear it from there.
+        together(hvd, lambda: run.claim(directory, config, self.spec, manifest, world, resume) if world.is_root else None)
+        self.heart = Heartbeat(
+            directory, world, config.parallel.heartbeat_seconds, config.parallel.stall_seconds, self._stalled
+        )
+        self.heart.watch_saving(lambda: self.writer.busy)
+        state = together(hvd, lambda: newest(directory, self.report) if resume and world.is_root else None)
+        meta = hvd.broadcast(dict(state.meta) if state is not None else None)
+        self.position = Position.from_json(meta) if meta else Position()
+        self.trace = ItemTrace()
 
-    log = EventLog(directory, active=world.is_root)
-    board = TensorBoard(directory, active=world.is_root and config.output.tensorboard)
-    steps = data.plan(0).steps
-    log.write("resume" if position.total else "start", step=position.total, **run.record(spec, world))
-    report.message(
-        f"{spec.model.name}: {model.count_params():,} parameters, {len(data.samples)} samples, "
-        f"{steps} steps an epoch, {world.size} rank{'s' * (world.size > 1)}"
-    )
-    train_step = make_train_step(model, optimizer, weights_of_class, config.train, hvd)
-    validate_batch = make_validation_step(models.inference_model(model), spec.task)
-    saved = -1
+        # How the ranks talk, and the step.
+        shapes = [tuple(v.shape) for v in self.model.trainable_variables]
+        self.compression, why = self._settle(meta, shapes, weights_of_class)
+        self.exchange = together(hvd, lambda: make_exchange(config, hvd, shapes, self.compression))
+        if state is not None:
+            restore(state, directory, self.model, self.optimizer, self.exchange.variables, self.report)
+        hvd.broadcast_variables([*self.model.weights, *self.optimizer.variables, *self.exchange.variables])
+        self.step = Step(self.model, self.optimizer, weights_of_class, config.train, self.exchange, self.cut.micro)
+        self.validate_batch = make_validation_step(models.inference_model(self.model), self.spec.task)
 
-    def save() -> None:
-        nonlocal saved
-        position.sums = hvd.sum_array(position.sums, "checkpoint.sums")
-        if world.is_root:
-            meta = describe(position, spec, config)
-            path = checkpoint.path_of(directory, position.total)
-            state = checkpoint.State([w.numpy() for w in model.weights], [v.numpy() for v in optimizer.variables], meta)
-            sha = checkpoint.save(path, state)
-            checkpoint.rotate(directory, config.train.keep_checkpoints)
-            log.write("checkpoint", step=position.total, epoch=position.epoch, sha256=sha)
-        else:
-            position.sums = np.zeros(3)
-        saved = position.total
+        self.log = EventLog(directory, active=world.is_root)
+        self.board = TensorBoard(directory, active=world.is_root and config.output.tensorboard)
+        self.steps = self.data.plan(0).steps
+        self.last_step = config.train.max_steps or config.train.epochs * self.steps
+        self.saved = self.position.total if meta else -1
+        self.pending_save = self.pending_leave = self.leaving = False
+        self.times = np.zeros(3)  # seconds of this epoch: waiting for input, computing, exchanging
+        self.speeds: list[float] = []
+        self.log.write("resume" if meta else "start", step=self.position.total, **run.record(self.spec, world))
+        if config.parallel.compression == "auto":
+            self.log.write("compression", chosen=self.compression, reason=why)
+            self.report.message(f"parallel.compression: {self.compression} ({why})")
+        self.report.message(
+            f"{self.spec.model.name}: {self.model.count_params():,} parameters, {len(self.data.samples)} samples, "
+            f"{self.steps} steps an epoch, {world.size} rank{'s' * (world.size > 1)}"
+        )
 
-    last_step = config.train.max_steps or config.train.epochs * steps
-    stopped_early = False
-    while position.epoch < config.train.epochs and position.total < last_step and not stopped_early:
-        plan = data.plan(position.epoch)
-        began = time.perf_counter()
-        batches = data.batches(position.epoch, position.step, world)
-        while position.step < plan.steps and position.total < last_step:
-            image, label, weight = next(batches)
-            count = min(plan.global_batch, plan.items - position.step * plan.global_batch)
-            rate = schedule.rate(position.total, steps, config.train)
-            sums = train_step(image, label, weight, tf.constant(count, tf.float32), tf.constant(rate, tf.float32)).numpy()
-            if not np.isfinite(sums[0]):
-                raise RunError(
-                    f"epoch {position.epoch}, step {position.step}: the loss is {sums[0]}; lower train.learning_rate "
-                    f"(now {rate:g}), or lengthen train.warmup_epochs; the last good state is in {directory / checkpoint.FOLDER}"
-                )
-            position.sums += sums
+    @property
+    def _exact(self) -> bool:
+        return self.config.train.reproducible == "exact"
+
+    def _first_cut(self) -> Cut:
+        train, size = self.config.train, self.world.size
+        check_fits(len(self.data.samples) * self.data.draws, train.batch_size, self.world, "train")
+        # Exact bits: always the same parts, spread over the ranks (make_exchange refuses what does not divide).
+        return equal_cut(size, max(1, train.exact_parts // size) if self._exact else train.accumulate)
+
+    def _settle(self, meta: Any, shapes: list[tuple[int, ...]], weights_of_class: tf.Tensor) -> tuple[str, str]:
+        if meta and self.config.parallel.compression == "auto" and meta.get("compression"):
+            return meta["compression"], "as before the resume"
+
+        def compute() -> float:
+            rows = self.cut.rows(self.data.batch, self.world.rank)
+            batch = self.data.blank(rows)
+            return self.cut.micro * time_gradients(
+                self.model, self.optimizer, weights_of_class, self.config.train.loss, batch
+            )
+
+        return settle(self.config, self.hvd, shapes, compute)
+
+    def run(self) -> Summary:
+        """All epochs that are left."""
+        position, train = self.position, self.config.train
+        self.check_replicas("at the start")
+        stopped_early = bool(train.early_stop and position.best.waited >= train.early_stop)
+        while position.epoch < train.epochs and position.total < self.last_step and not stopped_early:
+            self.run_steps()
+            if self.leaving:
+                break
+            stopped_early = self.end_epoch()
+        if self.saved != position.total:
+            self.save()
+        self.mark("save")
+        self.writer.wait()
+        self.check_replicas("at the end")
+        sha = checkpoint.digest([w.numpy() for w in self.model.weights])
+        self.log.write(
+            "leave" if self.leaving else "end", step=position.total, weights_sha256=sha, best=position.best.to_json(),
+            stopped_early=stopped_early,
+        )  # fmt: skip
+        return Summary(self.directory, position.total, position.best, sha, stopped_early, self.leaving)
+
+    def run_steps(self) -> None:
+        """The steps that are left of the current epoch."""
+        position, train, plan = self.position, self.config.train, self.data.plan(self.position.epoch)
+        items = plan.batches(position.step)
+        batches = self.data.batches(position.epoch, position.step, self.cut, self.world.rank)
+        while position.step < plan.steps and position.total < self.last_step and not self.leaving:
+            began = time.perf_counter()
+            self.mark("input")
+            micro_batches = [next(batches) for _ in range(self.cut.micro)]
+            waited = time.perf_counter() - began
+            self.mark("step")
+            batch = next(items)
+            rate = schedule.rate(position.total, self.steps, train) * position.backoff.scale
+            last = position.step + 1 == plan.steps or position.total + 1 == self.last_step
+            every = train.checkpoint_steps
+            save_after = self.pending_save or bool(every and (position.total + 1) % every == 0)
+            outcome = self.step.run(
+                iter(micro_batches), len(batch), rate, self.requests.stop, self.requests.save, save_after or last
+            )
+            self.trace.add(position.epoch, position.step, batch)
             position.step, position.total = position.step + 1, position.total + 1
-            report.step(position.epoch, position.step, plan.steps, float(sums[0] / max(sums[2], 1)), rate)
-            every = config.train.checkpoint_steps
-            if every and position.total % every == 0 and position.step < plan.steps:
-                position.seconds += time.perf_counter() - began
-                save()
-                began = time.perf_counter()
-        position.seconds += time.perf_counter() - began
-        whole = position.step == plan.steps
+            self.take_in(outcome, rate)
+            self.times += waited, outcome.compute_s, outcome.exchange_s
+            position.seconds += time.perf_counter() - began
+            self.report.step(
+                position.epoch, position.step, plan.steps, float(outcome.sums[0] / max(outcome.sums[2], 1)), rate
+            )
+            if train.guard_steps and position.total % train.guard_steps == 0:
+                self.check_replicas(f"step {position.total}")
+            if save_after and (self.leaving or not last):
+                self.save()
+            if train.balance == "auto" and self.rebalance(outcome, len(batch)):
+                batches = self.data.batches(position.epoch, position.step, self.cut, self.world.rank)
 
-        record = epoch_record(position, hvd, schedule.rate(max(position.total - 1, 0), steps, config.train), spec.task)
-        due = whole and (position.epoch + 1) % config.train.validate_every == 0
-        if validation.samples and (due or position.total >= last_step or position.epoch + 1 == config.train.epochs):
-            record |= validate(validation, validate_batch, hvd, spec)
-        name, sign = MONITORS[spec.task]
-        name = name if name in record or validation.samples else "loss"
+    def take_in(self, outcome: Outcome, rate: float) -> None:
+        """What all ranks decide after a step, each by itself and all alike."""
+        position, train = self.position, self.config.train
+        if outcome.applied:
+            position.sums = position.sums + outcome.sums
+            position.backoff = position.backoff.after_fine()
+        else:
+            names = [v.name.split(":")[0] for v in self.step.variables]
+            loss = float(outcome.sums[0] / max(outcome.sums[2], 1))
+            what = nonfinite.describe(loss, outcome.sick, outcome.norms, names)
+            backoff = position.backoff.after_nonfinite(train.on_nonfinite)
+            self.log.write("nonfinite", step=position.total, what=what, policy=train.on_nonfinite, rate=rate)
+            where = f"epoch {position.epoch}, step {position.step - 1}: {what}"
+            if backoff is None:
+                self.writer.wait()
+                raise RunError(
+                    f"{where}; lower train.learning_rate (now {rate:g}), lengthen train.warmup_epochs, or set "
+                    f"train.on_nonfinite; the last good state is in {self.directory / checkpoint.FOLDER}"
+                )
+            position.backoff = backoff
+            self.report.message(f"{where}; left out" + (f", rate x {backoff.scale:g}" if backoff.scale < 1 else ""))
+        # A wish is fulfilled one step later: that step leaves nothing held back between ranks.
+        self.leaving = self.leaving or (self.pending_leave and self.pending_save)
+        self.pending_leave = self.pending_leave or outcome.stop
+        self.pending_save = outcome.save or outcome.stop
+
+    def end_epoch(self) -> bool:
+        """Metrics, best model, checkpoint; True if training is to stop early."""
+        position, train, world = self.position, self.config.train, self.world
+        whole = position.step == self.data.plan(position.epoch).steps
+        rate = schedule.rate(max(position.total - 1, 0), self.steps, train) * position.backoff.scale
+        self.mark("agree")
+        times = self.hvd.sum_array(self.times, "epoch.times") / world.size
+        self.times = np.zeros(3)
+        record = epoch_record(position, rate, times, self.spec.task)
+        due = whole and (position.epoch + 1) % train.validate_every == 0
+        if self.validation.samples and (due or position.total >= self.last_step or position.epoch + 1 == train.epochs):
+            record |= validate(self.validation, self.validate_batch, self.hvd, self.spec, self.mark)
+        name, sign = MONITORS[self.spec.task]
+        name = name if name in record or self.validation.samples else "loss"
         if name in record:
             score = -record["loss"] if name == "loss" else sign * record[name]
             # A partial epoch (max_steps) is no candidate: a resumed run has to judge the same epochs as a whole one.
-            is_best = bool(hvd.broadcast(whole and position.best.update(float(score), position.epoch)))
-            if world.is_root and (is_best or not (directory / run.BEST).exists()):
+            is_best = whole and position.best.update(float(score), position.epoch)
+            if world.is_root and (is_best or not (self.directory / run.BEST).exists()):
                 meta = {"epoch": position.epoch, "step": position.total, name: record[name]}
-                checkpoint.save(directory / run.BEST, checkpoint.State([w.numpy() for w in model.weights], [], meta))
+                weights = [w.numpy() for w in self.model.weights]
+                self.writer.submit(self.directory / run.BEST, checkpoint.State(weights, [], meta))
             record["best"] = is_best
-        log.write("epoch", step=position.total, world_size=world.size, **record)
-        board.epoch(record)
-        report.epoch(record)
+        self.log.write("epoch", step=position.total, world_size=world.size, **record)
+        self.board.epoch(record)
+        self.report.epoch(record)
         if whole:
             position.epoch, position.step = position.epoch + 1, 0
             position.sums, position.seconds = np.zeros(3), 0.0
-        patience = config.train.early_stop
-        stopped_early = bool(hvd.broadcast(bool(patience and position.best.waited >= patience)))
-        if not whole or stopped_early or position.epoch % config.train.checkpoint_epochs == 0 or position.epoch == config.train.epochs:
-            save()
-    if saved != position.total:
-        save()
-    sha = checkpoint.digest([w.numpy() for w in model.weights])
-    differing = [rank for rank, other in enumerate(hvd.gather(sha)) if other != hvd.broadcast(sha)] if world.size > 1 else []
-    if differing:
-        raise HvdImagingError(f"the weights of ranks {differing} differ from rank 0's: the ranks have drifted apart")
-    log.write("end", step=position.total, weights_sha256=sha, best=position.best.to_json(), stopped_early=stopped_early)
-    return Summary(directory, position.total, position.best, sha, stopped_early)
+        stopped_early = bool(train.early_stop and position.best.waited >= train.early_stop)
+        if not whole or stopped_early or position.epoch % train.checkpoint_epochs == 0 or position.epoch == train.epochs:
+            self.save()
+        return stopped_early
+
+    def save(self) -> None:
+        """Begin to write a checkpoint of this moment; training goes on as soon as the variables are copied."""
+        position = self.position
+        self.mark("save")
+        self.saved = position.total
+        if not self.world.is_root:
+            return
+        self.requests.saved()
+        meta = position.to_json() | {
+            "seed": self.config.train.seed, "dataset_hash": self.spec.dataset_hash, "compression": self.compression,
+        }  # fmt: skip
+        step, epoch = position.total, position.epoch
+
+        def written(sha: str) -> None:
+            checkpoint.rotate(self.directory, self.config.train.keep_checkpoints)
+            self.log.write("checkpoint", step=step, epoch=epoch, sha256=sha)
+
+        # Before the copies are taken: one set of them at a time in memory.
+        self.writer.wait()
+        state = snapshot(self.model, self.optimizer, self.exchange.variables, meta)
+        self.writer.submit(checkpoint.path_of(self.directory, step), state, written)
+
+    def check_replicas(self, when: str) -> None:
+        """Compare the ranks' variables and items; see `training/guard.py`."""
+        if self.world.size == 1:
+            return
+        self.mark("agree")
+        variables = [*self.model.weights, *self.optimizer.variables, *self.exchange.variables]
+        names = ["the items of the batches", *(v.name.split(":")[0] for v in variables)]
+        check_replicas(self.hvd, names, [self.trace.value, *digests([v.numpy() for v in variables])], when)
+
+    def rebalance(self, outcome: Outcome, count: int) -> bool:
+        """Take in this rank's speed; every so often cut the batches anew. True if the cut has changed."""
+        size, batch = self.world.size, self.data.batch
+        mine = sum(len(self.cut.part(np.arange(count), self.world.rank, m)) for m in range(self.cut.micro))
+        if mine:
+            self.speeds.append(outcome.compute_s / mine)
+        if size == 1 or self.position.total % _BALANCE_STEPS:
+            return False
+        self.mark("agree")
+        seconds = self.hvd.gather(float(np.median(self.speeds)) if self.speeds else None)
+        self.speeds = []
+        if None in seconds:
+            return False
+        cut = balanced_cut(seconds, batch, self.cut.micro)
+        now = busiest(self.cut, seconds) / sum(self.cut.shares)
+        if busiest(cut, seconds) / sum(cut.shares) > _BALANCE_GAIN * now:
+            return False
+        self.cut = cut
+        self.log.write("balance", step=self.position.total, shares=cut.shares, seconds_per_sample=seconds)
+        self.report.message(f"balance: the ranks now take {', '.join(map(str, cut.shares))} of {batch} samples")
+        return True
+
+    def mark(self, event: str) -> None:
+        """Tell the heartbeat what comes."""
+        if self.heart is not None:
+            self.heart.mark(event, self.position.total)
+
+    def close(self) -> None:
+        """End the threads; what is being written is finished."""
+        if self.heart is not None:
+            self.heart.close()
+        self.writer.wait()
+
+    def _stalled(self, message: str) -> None:
+        # In the heartbeat's thread: the main one hangs in a collective call and would never see an exception.
+        print(f"hvd-imaging: error: rank {self.world.rank}: {message}", file=sys.stderr)
+        EventLog(self.directory).write("stall", rank=self.world.rank, message=message)
+        self.hvd.abort(PeerError.exit_code)
+
+
+def _prepare_numerics(config: TrainConfig) -> None:
+    if config.reproducible:
+        tf.config.experimental.enable_op_determinism()
+    keras.mixed_precision.set_global_policy(
+        {"none": "float32"}.get(config.mixed_precision, f"mixed_{config.mixed_precision}")
+    )
+    keras.utils.set_random_seed(config.seed)
 
 
 def make_spec(config: RunConfig, manifest: Manifest, name: str) -> ModelSpec:
@@ -252,100 +413,9 @@ def class_weights(config: TrainConfig, data: TrainingData, spec: ModelSpec) -> t
     return tf.constant(data.class_weights(config.class_weights), tf.float32, (len(spec.classes),))
 
 
-def make_train_step(
-    model: Any, optimizer: Any, weights_of_class: tf.Tensor, config: TrainConfig, hvd: Horovod
-) -> Callable[..., tf.Tensor]:
-    """One step as a graph: ``(image, label, weight, global count, rate) -> float64 (loss sum, correct, examples)``.
-
-    ``weight`` is 0 for rows that only fill up the batch; ``global count`` is the true size of the global batch.
-    """
-    variables = model.trainable_variables
-    scaled = isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer)
-    inner = optimizer.inner_optimizer if scaled else optimizer
-    classifies = len(model.outputs[0].shape) == 2
-    kind = "ce" if classifies else config.loss
-
-    @tf.function
-    def step(image, label, weight, count, rate):
-        with tf.GradientTape() as tape:
-            outputs = model(image, training=True)
-            losses = sample_losses(kind, label, outputs, weights_of_class) * weight
-            loss = tf.reduce_sum(losses) / count
-            loss = optimizer.get_scaled_loss(loss) if scaled else loss
-        gradients = tape.gradient(loss, variables)
-        gradients = hvd.sum_gradients([tf.convert_to_tensor(g) for g in gradients])
-        if scaled:
-            gradients = optimizer.get_unscaled_gradients(gradients)
-        if config.clip_norm:
-            gradients, _ = tf.clip_by_global_norm(gradients, config.clip_norm)
-        inner.learning_rate.assign(rate)
-        optimizer.apply_gradients(zip(gradients, variables, strict=True))
-        correct = 0.0
-        if classifies:
-            correct = tf.reduce_sum(tf.cast(tf.equal(tf.argmax(outputs, -1, tf.int32), label), tf.float32) * weight)
-        return tf.cast(tf.stack([tf.reduce_sum(losses), correct, tf.reduce_sum(weight)]), tf.float64)
-
-    return step
-
-
-def make_validation_step(model: Any, task: str) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
-    """``(image, label, weight)`` -> (float64 (cross-entropy sum, its terms), counts of each row).
-
-    Rows of counts are ``(K, 3)`` overlaps for segmentation, where label -1 marks voxels that do not count, and ``(1,)``
-    correct or not for classification.
-    """
-
-    @tf.function
-    def step(image, label, weight):
-        logits = model(image, training=False)
-        inside = tf.cast(label >= 0, tf.float32)
-        loss = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(label, 0), logits)
-        terms = inside * tf.reshape(weight, [-1, *[1] * (len(label.shape) - 1)])
-        sums = tf.stack([tf.reduce_sum(tf.cast(loss * terms, tf.float64)), tf.reduce_sum(tf.cast(terms, tf.float64))])
-        if task == "segmentation":
-            # What does not count becomes predicted background, and background is not scored.
-            background = tf.one_hot(tf.zeros_like(label), logits.shape[-1])
-            return sums, overlap_counts(label, tf.where(inside[..., None] > 0, logits, background))
-        correct = tf.equal(tf.argmax(logits, -1, tf.int32), label)
-        return sums, tf.cast(correct, tf.int64)[:, None]
-
-    return step
-
-
-def validate(data: ValidationData, step: Callable[..., Any], hvd: Horovod, spec: ModelSpec) -> dict[str, float]:
-    """Metrics over the whole validation split, equal on all ranks and for any number of them.
-
-    Returns:
-        ``val_loss`` (cross-entropy), and ``val_dice`` (mean over cases and foreground classes present) with one
-        ``val_dice_<class>`` each, or ``val_accuracy``.
-    """
-    classes = len(spec.classes)
-    width = classes * 3 if spec.task == "segmentation" else 1
-    sums, counts = np.zeros(2), np.zeros((len(data.samples), width), np.int64)
-    for rows, batch in data.batches(hvd.world):
-        found, per_row = step(*batch)
-        sums += found.numpy()
-        np.add.at(counts, rows, per_row.numpy()[: len(rows)].reshape(len(rows), width))
-    sums, counts = hvd.sum_array(sums, "validation.sums"), hvd.sum_array(counts, "validation.counts")
-    result = {"val_loss": float(sums[0] / max(sums[1], 1))}
-    if spec.task == "classification":
-        return result | {"val_accuracy": float(counts.sum() / len(data.samples))}
-    dice = dice_of_counts(counts.reshape(-1, classes, 3))[:, 1:]
-    result["val_dice"] = mean_or_zero(dice)
-    return result | {
-        f"val_dice_{name}": mean_or_zero(dice[:, index]) for index, name in enumerate(spec.classes[1:])
-    }
-
-
-def mean_or_zero(values: np.ndarray) -> float:
-    """Mean of what is not NaN; 0 if nothing is."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else 0.0
-
-
-def epoch_record(position: Position, hvd: Horovod, rate: float, task: str) -> dict[str, Any]:
-    """Training metrics of an epoch over all ranks."""
-    loss, correct, examples = hvd.sum_array(position.sums, "epoch.sums")
+def epoch_record(position: Position, rate: float, times: np.ndarray, task: str) -> dict[str, Any]:
+    """Training metrics of an epoch over all ranks; ``times`` are means over the ranks."""
+    loss, correct, examples = position.sums
     record = {
         "epoch": position.epoch,
         "loss": float(loss / max(examples, 1)),
@@ -353,43 +423,8 @@ def epoch_record(position: Position, hvd: Horovod, rate: float, task: str) -> di
         "examples": int(examples),
         "seconds": round(position.seconds, 3),
         "samples_per_second": float(examples / max(position.seconds, 1e-9)),
+        "input_seconds": round(float(times[0]), 4),
+        "compute_seconds": round(float(times[1]), 4),
+        "exchange_seconds": round(float(times[2]), 4),
     }
     return record | ({"accuracy": float(correct / max(examples, 1))} if task == "classification" else {})
-
-
-def describe(position: Position, spec: ModelSpec, config: RunConfig) -> dict[str, Any]:
-    """The JSON part of a checkpoint."""
-    return {
-        "epoch": position.epoch,
-        "step": position.step,
-        "total": position.total,
-        "best": position.best.to_json(),
-        "sums": position.sums.tolist(),
-        "seconds": position.seconds,
-        "seed": config.train.seed,
-        "dataset_hash": spec.dataset_hash,
-    }
-
-
-def restore(directory: Path, model: Any, optimizer: Any, is_root: bool, report: Reporter) -> Position:
-    """Load the newest whole checkpoint into model and optimizer; the beginning of a run where there is none."""
-    state, problems = checkpoint.load_newest(directory)
-    for problem in problems:
-        report.message(f"skipped: {problem}")
-    if state is None:
-        if problems:
-            raise RunError(f"{directory}: no checkpoint is whole; the newest: {problems[0]}")
-        return Position()
-    checkpoint.restore(model.weights, state.weights, "weight", str(directory))
-    checkpoint.restore(list(optimizer.variables), state.optimizer, "optimizer", str(directory))
-    meta = state.meta
-    sums = np.array(meta["sums"]) if is_root else np.zeros(3)
-    return Position(meta["epoch"], meta["step"], meta["total"], Best.from_json(meta["best"]), sums, meta["seconds"])
-
-
-def agree_on_position(hvd: Horovod, position: Position) -> Position:
-    """Rank 0's position on every rank, with sums of its own."""
-    values = hvd.broadcast([position.epoch, position.step, position.total, position.best.to_json(), position.seconds])
-    epoch, step, total, best, seconds = values
-    sums = position.sums if hvd.world.is_root else np.zeros(3)
-    return Position(epoch, step, total, Best.from_json(best), sums, seconds)

@@ -34,7 +34,8 @@ CONFIG, RECORD, BEST = "run.yaml", "run.json", "best.npz"
 # A resumed run may change these and nothing else: all other keys decide what is learned.
 _FREE_ON_RESUME = (
     "output.", "parallel.", "data.dataset", "train.epochs", "train.max_steps", "train.checkpoint_",
-    "train.keep_checkpoints", "train.early_stop", "train.validate_every",
+    "train.keep_checkpoints", "train.early_stop", "train.validate_every", "train.accumulate", "train.balance",
+    "train.guard_steps", "train.on_nonfinite",
 )  # fmt: skip
 _PACKAGES = ("tensorflow", "tf_keras", "horovod", "mpi4py", "numpy", "h5py", "scipy")
 
