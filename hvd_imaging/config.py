@@ -359,7 +359,8 @@ def _explain(model: type[Section], error: Any) -> str:
     known = keys(model)
     if error["type"] == "extra_forbidden":
         last = place.rsplit(".", 1)[-1]
-        near = difflib.get_close_matches(place, known, n=3, cutoff=0.6)
+        near = [k for k in known if k.rsplit(".", 1)[-1] == last]
+        near += difflib.get_close_matches(place, known, n=3, cutoff=0.6)
         near += [k for k in known if difflib.get_close_matches(last, [k.rsplit(".", 1)[-1]], cutoff=0.6)]
         section = place.rpartition(".")[0]
         siblings = [k for k in known if k.rpartition(".")[0] == section] or sorted({k.split(".")[0] for k in known})

@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ class Link:
         """
         # mpirun starts its daemon for rank 1 by "AGENT HOST COMMAND"; main() below is this ssh. The core stands before it:
         # Open MPI 4.1 drops the last word of an agent if that is a single letter or digit.
-        agent = [*self._enter(1), "unshare", "--uts", sys.executable, "-m", "hvd_imaging.bench.slow_link"]
+        agent = [*self.enter(1), "unshare", "--uts", sys.executable, "-m", "hvd_imaging.bench.slow_link"]
         network = f"{ADDRESSES[0]}/30"
         settings = {
             "plm": "rsh",
@@ -61,13 +62,14 @@ class Link:
             "oob_tcp_if_include": network,
         }
         return [
-            *self._enter(0), str(mpirun_path()), "--allow-run-as-root", "-np", "2",
+            *self.enter(0), str(mpirun_path()), "--allow-run-as-root", "-np", "2",
             "--host", ",".join(f"{address}:1" for address in ADDRESSES), "--bind-to", "none",
             *(word for name, value in settings.items() for word in ("--mca", name, value)),
             *(os.fspath(arg) for arg in args),
         ]  # fmt: skip
 
-    def _enter(self, rank: int) -> list[str]:
+    def enter(self, rank: int) -> list[str]:
+        """What stands before a command, so that it runs where this rank runs, on its core."""
         return ["taskset", "-c", str(self.cores[rank]), "ip", "netns", "exec", self.names[rank]]
 
 
@@ -154,9 +156,15 @@ def _run(*command: str) -> str:
 def _remove(name: str) -> None:
     """End what still runs in a namespace of ours, and the namespace; what is gone already is fine."""
     with contextlib.suppress(LinkError):
-        for pid in _run("ip", "netns", "pids", name).split():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
+        # More than once: a process may start another one while it is ended.
+        for _ in range(50):
+            pids = _run("ip", "netns", "pids", name).split()
+            if not pids:
+                break
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+            time.sleep(0.05)
     with contextlib.suppress(LinkError):
         _run("ip", "netns", "delete", name)
 

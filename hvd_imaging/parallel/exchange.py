@@ -69,7 +69,10 @@ class Half(Sum):
         fits = tf.math.is_finite(top) & (top > 0)
         # A power of two: scaling itself then rounds nothing.
         exponent = 12.0 - tf.math.ceil(tf.math.log(tf.where(fits, top, 1.0)) / math.log(2.0))
-        self.scale.assign(tf.where(fits, 2.0 ** tf.clip_by_value(exponent, -20.0, 40.0), self.scale))
+        # All zero: the gradients may be too small for the present scale.
+        scale = tf.where(tf.equal(top, 0.0), self.scale * 1024.0, self.scale)
+        scale = tf.where(fits, 2.0 ** tf.clip_by_value(exponent, -40.0, 60.0), scale)
+        self.scale.assign(tf.clip_by_value(scale, 2.0**-40, 2.0**60))
         return summed
 
 

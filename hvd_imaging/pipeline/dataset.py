@@ -58,18 +58,20 @@ class TrainingData:
         label = np.int32(sample.label or 0) if mask is None else mask.astype(np.int32)
         return image, np.asarray(label), random.integers(-(2**31), 2**31, 2).astype(np.int32)
 
-    def batches(self, epoch: int, first_step: int, cut: Cut, rank: int) -> Iterator[Any]:
-        """This rank's micro-batches of an epoch from ``first_step`` on, read and augmented ahead of the training step.
+    def batches(self, epochs: range, first_step: int, cut: Cut, rank: int) -> Iterator[Any]:
+        """This rank's micro-batches of all ``epochs``, read and augmented ahead of the training step.
 
-        Each step has ``cut.micro`` of them.
+        The first epoch begins at ``first_step``; each step has ``cut.micro`` of them. One stream over all epochs: while an
+        epoch is validated and saved, the next one's first batches are made.
         """
         rows = cut.rows(self.batch, rank)
 
         def parts() -> Iterator[tuple[np.ndarray, ...]]:
-            for batch in self.plan(epoch).batches(first_step):
-                for micro in range(cut.micro):
-                    items = cut.part(batch, rank, micro)
-                    yield fill([self.example(epoch, int(item)) for item in items], rows, self._empty())
+            for epoch in epochs:
+                for batch in self.plan(epoch).batches(first_step if epoch == epochs.start else 0):
+                    for micro in range(cut.micro):
+                        items = cut.part(batch, rank, micro)
+                        yield fill([self.example(epoch, int(item)) for item in items], rows, self._empty())
 
         return prefetched(parts, self._empty(), rows)
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework import config as tf_config
 
 from .. import models
 from ..communicator import together
@@ -189,6 +191,7 @@ class Trainer:
         """All epochs that are left."""
         position, train = self.position, self.config.train
         self.check_replicas("at the start")
+        self.batches = self.stream()
         stopped_early = bool(train.early_stop and position.best.waited >= train.early_stop)
         while position.epoch < train.epochs and position.total < self.last_step and not stopped_early:
             self.run_steps()
@@ -199,6 +202,7 @@ class Trainer:
             self.save()
         self.mark("save")
         self.writer.wait()
+        self.batches = iter(())  # ends its thread
         self.check_replicas("at the end")
         sha = checkpoint.digest([w.numpy() for w in self.model.weights])
         self.log.write(
@@ -211,11 +215,10 @@ class Trainer:
         """The steps that are left of the current epoch."""
         position, train, plan = self.position, self.config.train, self.data.plan(self.position.epoch)
         items = plan.batches(position.step)
-        batches = self.data.batches(position.epoch, position.step, self.cut, self.world.rank)
         while position.step < plan.steps and position.total < self.last_step and not self.leaving:
             began = time.perf_counter()
             self.mark("input")
-            micro_batches = [next(batches) for _ in range(self.cut.micro)]
+            micro_batches = [next(self.batches) for _ in range(self.cut.micro)]
             waited = time.perf_counter() - began
             self.mark("step")
             batch = next(items)
@@ -239,7 +242,12 @@ class Trainer:
             if save_after and (self.leaving or not last):
                 self.save()
             if train.balance == "auto" and self.rebalance(outcome, len(batch)):
-                batches = self.data.batches(position.epoch, position.step, self.cut, self.world.rank)
+                self.batches = self.stream()
+
+    def stream(self) -> Iterator[Any]:
+        """This rank's batches from here to the end, cut as they are now."""
+        epochs = range(self.position.epoch, self.config.train.epochs)
+        return self.data.batches(epochs, self.position.step, self.cut, self.world.rank)
 
     def take_in(self, outcome: Outcome, rate: float) -> None:
         """What all ranks decide after a step, each by itself and all alike."""
@@ -373,8 +381,8 @@ class Trainer:
 
 
 def _prepare_numerics(config: TrainConfig) -> None:
-    if config.reproducible:
-        tf.config.experimental.enable_op_determinism()
+    # For the whole process: a run after a reproducible one has to switch it off again. TensorFlow has no public name for it.
+    (tf_config.enable_op_determinism if config.reproducible else tf_config.disable_op_determinism)()
     keras.mixed_precision.set_global_policy(
         {"none": "float32"}.get(config.mixed_precision, f"mixed_{config.mixed_precision}")
     )

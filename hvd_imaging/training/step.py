@@ -104,8 +104,8 @@ class Step:
             totals, exchange_s = totals.numpy(), time.perf_counter() - computed
         return Outcome(
             sums=totals[:3],
-            stop=totals[3] > 0,
-            save=totals[4] > 0,
+            stop=bool(totals[3] > 0),
+            save=bool(totals[4] > 0),
             sick=tuple(int(rank) for rank in np.flatnonzero(totals[5:])),
             norms=norms.numpy(),
             applied=bool(applied),

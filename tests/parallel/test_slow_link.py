@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -68,9 +69,12 @@ def test_two_ranks_meet_over_the_link_at_its_rate(allowed):
 
 def test_nothing_is_left_after_an_exception(allowed):
     with pytest.raises(KeyError), slow_link() as link:
-        sleeper = subprocess.Popen(["ip", "netns", "exec", link.names[1], "sleep", "600"])
+        program = "import time; print('inside', flush=True); time.sleep(600)"
+        sleeper = subprocess.Popen([*link.enter(1), sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+        assert sleeper.stdout.readline() == "inside\n"
         raise KeyError
-    assert sleeper.wait(timeout=10) != 0
+    sleeper.communicate(timeout=10)
+    assert sleeper.returncode == -signal.SIGKILL
     assert not any(name in namespaces() for name in link.names)
 
 

@@ -24,27 +24,28 @@ COMMAND = [sys.executable, "-m", "hvd_imaging.cli.main", "train"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mpi")
-    # 5 training samples x 2 patches in global batches of 3: uneven parts and a last batch of 1.
+    # 5 training samples x 2 patches, 12 images: uneven parts, and a short last batch.
     make_dataset(folder / "seg", samples=7, split=(0.15, 0.15))
-    make_dataset(folder / "cls", "classification", 14, (1, 64, 64), split=(0.15, 0.15))
+    make_dataset(folder / "cls", "classification", 14, (1, 96, 96), split=(0.15, 0.15))
     return folder
 
 
-def write(folder, name, task, **train):
+def write(folder, name, task, **changes):
     values = {
         "data": {"dataset": str(folder / task), "patch": [8, 16, 16], "patches_per_volume": 2},
         "model": {"name": "unet3d", "filters": 4, "depth": 2},
         "train": {
             "epochs": 10, "batch_size": 3, "max_steps": 20, "optimizer": "sgd", "momentum": 0.9, "learning_rate": 0.01,
         },
+        "parallel": {},
         "output": {"tensorboard": False},
     }  # fmt: skip
     if task == "cls":
-        values["data"]["patch"] = [1, 64, 64]
-        # A plain deep net amplifies rounding by 5e4 in 20 steps at 0.01: that is its chaos, not a wrong sum.
-        values["train"]["learning_rate"] = 0.0001
-        values["model"] = {"name": "vgg16", "width": 0.125, "norm": "group"}
-    values["train"].update(train)
+        values["data"]["patch"] = [1, 96, 96]
+        values["model"] = {"name": "vgg16", "width": 0.25, "norm": "group"}
+    for key, value in changes.items():
+        section, _, rest = key.partition("__") if "__" in key else ("train", "", key)
+        values[section][rest] = value
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(values))
     return path
@@ -56,38 +57,59 @@ def final_weights(run: Path) -> np.ndarray:
     return np.concatenate([w.ravel() for w in state.weights])
 
 
-@pytest.mark.parametrize("task", ["seg", "cls"])
-def test_one_two_three_ranks_and_horovodrun_learn_the_same(folder, task):
-    config = write(folder, f"same_{task}", task)
-    runs = {"alone": folder / f"{task}_1", "horovodrun": folder / f"{task}_h"}
-    done = subprocess.run([*COMMAND, config, "--run-dir", runs["alone"]], capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr
-    # Deep max pooling without skips can jump on a rounding difference: three uneven parts are asked of the U-Net.
-    for np_ in (2, 3) if task == "seg" else (2,):
-        runs[f"mpirun -np {np_}"] = folder / f"{task}_{np_}"
-        done = mpirun(np_, [*COMMAND, config, "--run-dir", runs[f"mpirun -np {np_}"]], timeout=240)
+# Max pooling is not smooth: where two voxels are equal up to rounding, another order of additions sends the gradient to
+# the other one. Each such jump is worth some per cent of a step, so VGG is asked at the rates of fine-tuning. What it
+# learns at higher rates is equal to the bit in exact mode (test_guarantees_mpi.py).
+RATES = {("seg", "sgd"): 0.01, ("seg", "adam"): 0.001, ("cls", "sgd"): 1e-4, ("cls", "adam"): 1e-5}
+LIMITS = {"sgd": 1e-4, "adam": 1e-3}
+
+
+@pytest.mark.parametrize(
+    "task, optimizer, ways",
+    [
+        ("seg", "sgd", [1, 2, 3, 4, "accumulate", "horovodrun"]),
+        ("seg", "adam", [1, 2, 4]),
+        ("cls", "sgd", [1, 2, 3, 4, "accumulate"]),
+        ("cls", "adam", [1, 3]),
+    ],
+)
+def test_any_number_of_ranks_learns_the_same(folder, task, optimizer, ways):
+    # Global batches of 4 of 10 patches, or of 5 of 10 to 12 images: uneven parts, a last batch that leaves ranks without.
+    batch = 4 if task == "seg" else 5
+    config = write(
+        folder, f"same_{task}_{optimizer}", task, batch_size=batch, max_steps=50, epochs=30, optimizer=optimizer,
+        learning_rate=RATES[task, optimizer], validate_every=100,
+    )  # fmt: skip
+    runs = {way: folder / f"{task}_{optimizer}_{way}" for way in ways}
+    for way, run in runs.items():
+        command = [*COMMAND, config, "--run-dir", run]
+        if way == "horovodrun":
+            done = horovodrun(2, command)
+        elif way == "accumulate":
+            done = mpirun(1, [*command, "--set", "train.accumulate=2"], timeout=240)
+        else:
+            done = mpirun(way, command, timeout=240)
         assert done.returncode == 0, done.stderr
+    reference, metrics = final_weights(runs[1]), epoch_records(runs[1])
+    for way, run in runs.items():
+        weights = final_weights(run)
+        difference = np.linalg.norm(weights - reference) / np.linalg.norm(reference)
+        print(f"{task} {optimizer} {way}: relative difference of the parameters {difference:.1e}")
+        assert difference < LIMITS[optimizer], way
+        for ours, theirs in zip(epoch_records(run), metrics, strict=True):
+            assert ours["examples"] == theirs["examples"]
+            for key in ("loss", "val_loss"):
+                assert ours.get(key) == pytest.approx(theirs.get(key), rel=1e-3), (way, key)
+
+
+def horovodrun(count, command):
     environ = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     }
-    launch = ["horovodrun", "-np", "2", *map(str, COMMAND), str(config), "--run-dir", str(runs["horovodrun"])]
-    done = subprocess.run(launch, env=environ, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-
-    reference = final_weights(runs["alone"])
-    metrics = epoch_records(runs["alone"])
-    for name, run in runs.items():
-        weights = final_weights(run)
-        difference = np.linalg.norm(weights - reference) / np.linalg.norm(reference)
-        print(f"{task} {name}: relative difference of the parameters {difference:.1e}")
-        assert difference < 1e-4, name
-        for ours, theirs in zip(epoch_records(run), metrics, strict=True):
-            assert ours["examples"] == theirs["examples"]
-            for key in ("loss", "val_loss"):
-                assert ours[key] == pytest.approx(theirs[key], rel=1e-3), (name, key)
-    assert np.abs(reference).max() > 0
+    launch = ["horovodrun", "-np", str(count), *map(str, command)]
+    return subprocess.run(launch, env=environ, capture_output=True, text=True, timeout=240)
 
 
 def test_resume_on_two_ranks_is_exact_to_the_bit(folder):

@@ -1,20 +1,25 @@
 """Training in one process: it learns, resumes to the bit, stops, and refuses what it should."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from datasets import make_dataset
 
 from hvd_imaging.config import RunConfig, check
 from hvd_imaging.errors import ConfigError, DatasetError, RunError
 from hvd_imaging.parallel.horovod import Horovod, check_build
 from hvd_imaging.pipeline.dataset import TrainingData, patch_start
-from hvd_imaging.pipeline.plan import generator
+from hvd_imaging.pipeline.plan import equal_cut, generator
 from hvd_imaging.shards import manifest as manifests
 from hvd_imaging.training import checkpoint
+from hvd_imaging.training.callbacks import Silent
 from hvd_imaging.training.events import epoch_records, read_events
 from hvd_imaging.training.loop import train
+from hvd_imaging.training.requests import Requests
 from hvd_imaging.training.run import load_run, load_trained
 from hvd_imaging.world import World
 
@@ -64,7 +69,7 @@ def test_resume_is_exact_to_the_bit(data, tmp_path, task, stop):
     resumed = train(settings(data, task), tmp_path / "parts", Horovod(), resume=True)
     assert resumed.weights_sha256 == whole.weights_sha256
     assert resumed.best == whole.best
-    noisy = {"time", "seconds", "samples_per_second"}
+    noisy = {"time", "seconds", "samples_per_second", "input_seconds", "compute_seconds", "exchange_seconds"}
 
     def clean(run):
         return [{k: v for k, v in r.items() if k not in noisy} for r in epoch_records(run)]
@@ -132,6 +137,95 @@ def test_a_diverging_run_stops_and_says_so(data, tmp_path):
         train(config, tmp_path / "run", Horovod())
 
 
+@pytest.fixture
+def one_bad_step(monkeypatch):
+    """The example of item 2 in epoch 0 holds a NaN."""
+    whole = TrainingData.example
+
+    def example(self, epoch, item):
+        image, label, draw = whole(self, epoch, item)
+        return (image * np.nan if (epoch, item) == (0, 2) else image), label, draw
+
+    monkeypatch.setattr(TrainingData, "example", example)
+
+
+def test_a_nan_stops_with_its_place_and_the_last_state_is_kept(data, tmp_path, one_bad_step):
+    with pytest.raises(RunError, match=r"epoch 0, step \d: not finite: rank 0: loss or gradients.*on_nonfinite"):
+        train(settings(data, train__checkpoint_steps=1), tmp_path / "run", Horovod())
+    for path in checkpoint.newest_first(tmp_path / "run"):
+        assert all(np.isfinite(w).all() for w in checkpoint.load(path).weights)
+
+
+@pytest.mark.parametrize("policy", ["skip", "back_off"])
+def test_a_nan_can_be_left_out(data, tmp_path, one_bad_step, policy):
+    summary = train(settings(data, train__on_nonfinite=policy), tmp_path / "run", Horovod())
+    events = read_events(tmp_path / "run")
+    (event,) = [e for e in events if e["event"] == "nonfinite"]
+    assert event["policy"] == policy
+    state, _ = checkpoint.load_newest(tmp_path / "run")
+    assert all(np.isfinite(w).all() for w in state.weights) and summary.steps == 9
+    assert state.meta["backoff"]["scale"] == (0.5 if policy == "back_off" else 1.0)
+    epoch = next(e for e in events if e["event"] == "epoch")
+    assert np.isfinite(epoch["loss"]) and epoch["examples"] in (5, 6)
+
+
+def test_dropout_belongs_to_the_sample(data, tmp_path):
+    config = {"model__dropout": 0.5, "train__reproducible": True}
+    whole = train(settings(data, **config), tmp_path / "whole", Horovod())
+    train(settings(data, **config, train__max_steps=4), tmp_path / "parts", Horovod())
+    assert train(settings(data, **config), tmp_path / "parts", Horovod(), resume=True).weights_sha256 == whole.weights_sha256
+    without = train(settings(data, train__reproducible=True), tmp_path / "without", Horovod())
+    assert without.weights_sha256 != whole.weights_sha256
+    micro = train(settings(data, model__dropout=0.5, train__accumulate=3), tmp_path / "micro", Horovod())
+    assert micro.steps == whole.steps
+    weights = [np.concatenate([w.ravel() for w in checkpoint.load_newest(tmp_path / run)[0].weights]) for run in ("whole", "micro")]
+    assert np.linalg.norm(weights[0] - weights[1]) < 1e-3 * np.linalg.norm(weights[0])
+
+
+def test_sigusr1_saves_and_leaves_and_resume_ends_alike(data, tmp_path, monkeypatch):
+    config = settings(data, train__epochs=4)
+    whole = train(config, tmp_path / "whole", Horovod())
+
+    class Asked(Silent):
+        def step(self, epoch, step, steps, loss, rate):
+            if (epoch, step) == (1, 1):
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+    parts = train(config, tmp_path / "parts", Horovod(), report=Asked())
+    assert parts.left and parts.steps == 3 + 1 + 2
+    assert checkpoint.newest_first(tmp_path / "parts")[0].name == "step-00000006.npz"
+    assert read_events(tmp_path / "parts")[-1]["event"] == "leave"
+    resumed = train(config, tmp_path / "parts", Horovod(), resume=True)
+    assert not resumed.left and resumed.weights_sha256 == whole.weights_sha256
+    assert [r["epoch"] for r in epoch_records(tmp_path / "parts")] == [0, 1, 2, 3]
+
+
+def test_checkpoints_by_the_clock(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(Requests, "save", property(lambda self: True))
+    train(settings(data, train__keep_checkpoints=99), tmp_path / "run", Horovod())
+    assert len(checkpoint.newest_first(tmp_path / "run")) == 9 - 1  # the wish of the first step is met by the second
+
+
+def batch_norm(spec):
+    inputs = tf.keras.Input((*spec.patch, spec.channels))
+    x = tf.keras.layers.BatchNormalization(name="bn")(tf.keras.layers.Conv3D(4, 3, padding="same")(inputs))
+    return tf.keras.Model(inputs, tf.keras.layers.Conv3D(2, 1)(x))
+
+
+def stock_dropout(spec):
+    inputs = tf.keras.Input((*spec.patch, spec.channels))
+    return tf.keras.Model(inputs, tf.keras.layers.Conv3D(2, 1)(tf.keras.layers.Dropout(0.5, name="drop")(inputs)))
+
+
+@pytest.mark.parametrize(
+    ("builder", "message"),
+    [("batch_norm", "layer 'bn'.*batch norm.*GroupNorm.*freeze"), ("stock_dropout", "layer 'drop'.*blocks.Dropout")],
+)
+def test_layers_that_depend_on_the_ranks_are_refused(data, tmp_path, builder, message):
+    with pytest.raises(ConfigError, match=message):
+        train(settings(data, model__name=f"{__name__}:{builder}"), tmp_path / "run", Horovod())
+
+
 def test_examples_depend_on_seed_epoch_and_item_alone(data):
     config = settings(data).data
     manifest = manifests.load(data / "seg")
@@ -147,9 +241,10 @@ def test_examples_depend_on_seed_epoch_and_item_alone(data):
 def test_local_batches_join_to_the_global_batch(data):
     manifest = manifests.load(data / "seg")
     source = TrainingData(data / "seg", manifest, settings(data).data, 0, 3)
-    whole = list(source.batches(0, 0, World()))
-    parts = [list(source.batches(0, 0, World(rank, 2))) for rank in range(2)]
-    for step, (image, label, weight) in enumerate(whole):
+    whole = list(source.batches(range(2), 1, equal_cut(1), 0))
+    assert len(whole) == 2 * source.plan(0).steps - 1
+    parts = [list(source.batches(range(2), 1, equal_cut(2), rank)) for rank in range(2)]
+    for step, (image, label, weight, _) in enumerate(whole):
         rows = [np.concatenate([p[step][k].numpy()[p[step][2].numpy() > 0] for p in parts]) for k in range(2)]
         np.testing.assert_array_equal(rows[0], image.numpy()[weight.numpy() > 0])
         np.testing.assert_array_equal(rows[1], label.numpy()[weight.numpy() > 0])
