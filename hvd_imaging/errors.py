@@ -7,11 +7,19 @@ Messages never carry patient data: identifiers appear as pseudonyms, files by th
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 
 class HvdImagingError(Exception):
-    """Base of all errors that are the user's to mend."""
+    """Base of all errors that are the user's to mend.
+
+    Attributes:
+        exit_code: of the command.
+        alike: all ranks raise this very error, so that rank 0 says it for all.
+    """
 
     exit_code = 1
+    alike = False
 
 
 class ConfigError(HvdImagingError):
@@ -48,6 +56,15 @@ class PeerError(HvdImagingError):
     """This rank stopped because another one failed."""
 
     exit_code = 7
+
+
+E = TypeVar("E", bound=HvdImagingError)
+
+
+def on_all_ranks(error: E) -> E:
+    """Mark an error that all ranks raise alike, from what they agree on."""
+    error.alike = True
+    return error
 
 
 PARTIAL = 10

@@ -101,7 +101,7 @@ def is_alike(error: HvdImagingError) -> bool:
     So it is with the configuration, with what `communicator.together` found (it names the rank), and where another rank
     has failed and told its own reason.
     """
-    return isinstance(error, ConfigError | PeerError) or str(error).startswith("rank ")
+    return error.alike or isinstance(error, ConfigError | PeerError) or str(error).startswith("rank ")
 
 
 def _leave(code: int, world: World) -> NoReturn:

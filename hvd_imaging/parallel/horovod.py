@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import SetupError
+from ..errors import SetupError, on_all_ranks
 from ..world import World, bounds, world_from_environment
 
 
@@ -166,10 +166,10 @@ def check_build(expected: World, by_gloo: bool, mpi_built: bool, gloo_built: boo
         ("Gloo (horovodrun --gloo)", gloo_built, "HOROVOD_WITH_GLOO") if by_gloo else ("MPI", mpi_built, "HOROVOD_WITH_MPI")
     )
     if not built:
-        raise SetupError(
+        raise on_all_ranks(SetupError(
             f"{expected.size} ranks were started by {wanted}, but this Horovod was built without it; "
             f"build it again: {flag}=1 scripts/setup_env.sh --force"
-        )
+        ))  # fmt: skip
 
 
 def _import_mpi(expected: World) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..communicator import Communicator
-from ..errors import RunError
+from ..errors import RunError, on_all_ranks
 
 
 class ItemTrace:
@@ -33,9 +33,7 @@ def digests(arrays: Sequence[np.ndarray]) -> list[str]:
     return [hashlib.sha256(np.ascontiguousarray(a).reshape(-1).view(np.uint8)).hexdigest()[:16] for a in arrays]
 
 
-def check_replicas(
-    communicator: Communicator, names: Sequence[str], values: Sequence[str], when: str
-) -> None:
+def check_replicas(communicator: Communicator, names: Sequence[str], values: Sequence[str], when: str) -> None:
     """Compare ``values`` (one digest for each name) over all ranks; a collective call.
 
     Raises:
@@ -47,7 +45,7 @@ def check_replicas(
     if len(set(communicator.gather(whole))) == 1:
         return
     message = difference(names, communicator.gather(list(values)))
-    raise RunError(f"{when}: {message}")
+    raise on_all_ranks(RunError(f"{when}: {message}"))
 
 
 def difference(names: Sequence[str], values: Sequence[Sequence[Any]]) -> str:

@@ -20,7 +20,7 @@ from tensorflow.python.framework import config as tf_config
 from .. import models
 from ..communicator import together
 from ..config import RunConfig, TrainConfig
-from ..errors import ConfigError, PeerError, RunError
+from ..errors import ConfigError, PeerError, RunError, on_all_ranks
 from ..models.spec import ModelSpec
 from ..parallel.choose import settle
 from ..parallel.exchange import make_exchange
@@ -264,10 +264,10 @@ class Trainer:
             where = f"epoch {position.epoch}, step {position.step - 1}: {what}"
             if backoff is None:
                 self.writer.wait()
-                raise RunError(
+                raise on_all_ranks(RunError(
                     f"{where}; lower train.learning_rate (now {rate:g}), lengthen train.warmup_epochs, or set "
                     f"train.on_nonfinite; the last good state is in {self.directory / checkpoint.FOLDER}"
-                )
+                ))  # fmt: skip
             position.backoff = backoff
             self.report.message(f"{where}; left out" + (f", rate x {backoff.scale:g}" if backoff.scale < 1 else ""))
         # A wish is fulfilled one step later: that step leaves nothing held back between ranks.

@@ -31,30 +31,8 @@ def mpirun(
     Raises:
         AssertionError: the time is over; holds what was printed so far.
     """
-    program = mpirun_path()
-    assert program is not None, "no mpirun on PATH"
-    # Variables of a launcher around the test run would make the ranks believe they are in another world.
-    outer = ("OMPI_COMM_WORLD_", "PMI_", "PMIX_", "HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_", "SLURM_")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(outer)}
-    environment |= {
-        "OMPI_ALLOW_RUN_AS_ROOT": "1",
-        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-        "OMPI_MCA_rmaps_base_oversubscribe": "1",
-        "OMPI_MCA_hwloc_base_binding_policy": "none",
-        "OMP_NUM_THREADS": "1",
-        "PATH": f"{_HERE}{os.pathsep}{os.environ.get('PATH', '')}",
-        **(env or {}),
-    }
-    command = [program, "-np", str(np), *(os.fspath(arg) for arg in args)]
-    process = subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    process = start_mpirun(np, args, env)
+    command = process.args
     try:
         out, err = process.communicate(timeout=timeout)
     except BaseException as error:
@@ -73,3 +51,33 @@ def mpirun(
             raise AssertionError(f"{command} did not end within {timeout} s\n{out}\n{err}") from None
         raise
     return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def start_mpirun(
+    np: int, args: Sequence[str | os.PathLike[str]], env: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Start ``mpirun -np NP args`` in a session of its own; whoever calls ends it."""
+    program = mpirun_path()
+    assert program is not None, "no mpirun on PATH"
+    # Variables of a launcher around the test run would make the ranks believe they are in another world.
+    outer = ("OMPI_COMM_WORLD_", "PMI_", "PMIX_", "HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_", "SLURM_")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(outer)}
+    environment |= {
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "OMPI_MCA_rmaps_base_oversubscribe": "1",
+        "OMPI_MCA_hwloc_base_binding_policy": "none",
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{_HERE}{os.pathsep}{os.environ.get('PATH', '')}",
+        **(env or {}),
+    }
+    command = [program, "-np", str(np), *(os.fspath(arg) for arg in args)]
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )

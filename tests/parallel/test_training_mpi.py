@@ -60,7 +60,7 @@ def final_weights(run: Path) -> np.ndarray:
 # Max pooling is not smooth: where two voxels are equal up to rounding, another order of additions sends the gradient to
 # the other one. Each such jump is worth some per cent of a step, so VGG is asked at the rates of fine-tuning. What it
 # learns at higher rates is equal to the bit in exact mode (test_guarantees_mpi.py).
-RATES = {("seg", "sgd"): 0.01, ("seg", "adam"): 0.001, ("cls", "sgd"): 1e-4, ("cls", "adam"): 1e-5}
+RATES = {("seg", "sgd"): 0.01, ("seg", "adam"): 0.001, ("cls", "sgd"): 3e-5, ("cls", "adam"): 3e-6}
 LIMITS = {"sgd": 1e-4, "adam": 1e-3}
 
 
@@ -68,7 +68,7 @@ LIMITS = {"sgd": 1e-4, "adam": 1e-3}
     "task, optimizer, ways",
     [
         ("seg", "sgd", [1, 2, 3, 4, "accumulate", "horovodrun"]),
-        ("seg", "adam", [1, 2, 4]),
+        ("seg", "adam", [1, 3]),
         ("cls", "sgd", [1, 2, 3, 4, "accumulate"]),
         ("cls", "adam", [1, 3]),
     ],

@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hvd_imaging.errors import ConfigError
-from hvd_imaging.pipeline.plan import EpochPlan, balanced_cut, busiest, check_fits, equal_cut, generator, tiles
+from hvd_imaging.pipeline.plan import (
+    EpochPlan,
+    balanced_cut,
+    busiest,
+    check_fits,
+    equal_cut,
+    generator,
+    tiles,
+)
 from hvd_imaging.world import World
 
 items = st.integers(1, 500)
