@@ -26,6 +26,45 @@ def step(quick: bool, path: str | None) -> None:
     _show("step", *measure(quick, lambda text: click.echo(text, err=True)), path)
 
 
+@command.command()
+@click.option("--quick", is_flag=True, help="End within a minute.")
+@click.option("--json", "path", type=click.Path(dir_okay=False), help="Write the measurements here.")
+@click.option("--png", type=click.Path(dir_okay=False), help="Draw the picture here.")
+def scaling(quick: bool, path: str | None, png: str | None) -> None:
+    """Ranks against independent processes and MultiWorkerMirroredStrategy."""
+    from ..bench.scaling import measure
+
+    rows, figures = measure(quick, lambda text: click.echo(text, err=True))
+    _show("scaling", rows, figures, path)
+    if png:
+        from pathlib import Path
+
+        from ..reporting.plots import draw_scaling
+
+        draw_scaling(Path(png), [row.to_json() for row in rows])
+        click.echo(f"written: {png}")
+
+
+@command.command()
+@click.option("--quick", is_flag=True, help="End within a minute.")
+@click.option("--json", "path", type=click.Path(dir_okay=False), help="Write the measurements here.")
+def allreduce(quick: bool, path: str | None) -> None:
+    """Compressed gradients over a link of 1 Gbit/s (needs root, ip and tc)."""
+    from ..bench.allreduce import measure
+
+    _show("allreduce", *measure(quick, lambda text: click.echo(text, err=True)), path)
+
+
+@command.command()
+@click.option("--quick", is_flag=True, help="End within a minute.")
+@click.option("--json", "path", type=click.Path(dir_okay=False), help="Write the measurements here.")
+def guarantees(quick: bool, path: str | None) -> None:
+    """What checkpoints, the replica guard and exact bits cost, and what balance gains."""
+    from ..bench.guarantees import measure
+
+    _show("guarantees", *measure(quick, lambda text: click.echo(text, err=True)), path)
+
+
 def _show(name: str, rows: Sequence[Row], figures: Sequence[Figure], path: str | None) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -37,7 +76,7 @@ def _show(name: str, rows: Sequence[Row], figures: Sequence[Figure], path: str |
     table = Table("case", "system", "metric", "median", "lowest", "highest", "runs", title=f"bench {name}")
     for row in rows:
         numbers = [row.value, min(row.runs, default=None), max(row.runs, default=None)]
-        shown = [f"{n:,.0f} {row.unit}" if n is not None else row.reason or "not measured" for n in numbers]
+        shown = [f"{n:,.4g} {row.unit}" if n is not None else row.reason or "not measured" for n in numbers]
         table.add_row(row.case, row.system, row.metric, *shown, str(len(row.runs)))
     console.print(table)
     goals = Table("figure", "value", "goal", "")

@@ -306,3 +306,37 @@ def outlines(mask: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and np.isfinite(value)
+
+
+def draw_scaling(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Where the time of a training step goes, as bars: one for each case and system of `bench scaling`.
+
+    Args:
+        path: of the PNG.
+        rows: as in the benchmark's JSON; metrics "step time", "input wait", "compute" and "exchange" in ms.
+    """
+    values = {(row["case"], row["system"], row["metric"]): row["value"] for row in rows}
+    bars = list(dict.fromkeys((case, system) for case, system, _ in values))
+    parts = (("compute", TRAIN), ("exchange", VAL), ("input wait", CLASS_COLOURS[2]))
+    with _figure(path, 9, 1.2 + 0.42 * len(bars)) as figure:
+        axes = figure.subplots()
+        axes.grid(visible=False, axis="y")
+        for place, (case, system) in enumerate(bars):
+            total, left = values[case, system, "step time"], 0.0
+            for name, colour in parts:
+                width = values.get((case, system, name))
+                if width is not None:
+                    axes.barh(place, width, left=left, color=colour, label=name)
+                    left += width
+            if total is not None:
+                # What is left: the loop itself, or all of it where a system tells no parts.
+                axes.barh(place, max(total - left, 0), left=left, color=GRID, label="not split further")
+                axes.text(max(total, left), place, f" {total:.0f} ms", va="center")
+        axes.set_yticks(range(len(bars)), [f"{case}: {system}" for case, system in bars])
+        axes.invert_yaxis()
+        axes.margins(x=0.12)
+        axes.set_xlabel("ms a step (median)")
+        axes.set_title("Where the time of a training step goes")
+        handles, labels = axes.get_legend_handles_labels()
+        unique = dict(zip(labels, handles, strict=True))
+        figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=4)

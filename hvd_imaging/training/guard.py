@@ -30,7 +30,7 @@ class ItemTrace:
 
 def digests(arrays: Sequence[np.ndarray]) -> list[str]:
     """Short SHA-256 of each array's bytes."""
-    return [hashlib.sha256(np.ascontiguousarray(a).reshape(-1).view(np.uint8)).hexdigest()[:16] for a in arrays]
+    return [hashlib.sha256(np.ascontiguousarray(a).reshape(-1).view(np.uint8).data).hexdigest()[:16] for a in arrays]
 
 
 def check_replicas(communicator: Communicator, names: Sequence[str], values: Sequence[str], when: str) -> None:
