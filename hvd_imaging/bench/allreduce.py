@@ -22,7 +22,7 @@ def measure(quick: bool = False, on_run: Callable[[str], None] | None = None) ->
         HvdImagingError: a process failed.
     """
     kinds = ("none", "auto") if quick else KINDS
-    rounds, steps = (1, 4) if quick else (2, 8)
+    rounds, steps = (1, 3) if quick else (2, 8)
     reason = why_not()
     times: dict[tuple[str, str], list[float]] = {(LINK, kind): [] for kind in kinds}
     chosen: dict[str, str] = {}

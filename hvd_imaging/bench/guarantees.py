@@ -26,7 +26,7 @@ def measure(quick: bool = False, on_run: Callable[[str], None] | None = None) ->
     """
     if len(os.sched_getaffinity(0)) < 2:
         raise HvdImagingError("bench guarantees: wants two cores at least")
-    rounds, steps = (1, 2 * EVERY) if quick else (3, 4 * EVERY)
+    rounds, steps = (1, EVERY + 2) if quick else (3, 4 * EVERY)
     times: dict[str, list[float]] = {}
     saves: list[float] = []
     guards: list[float] = []

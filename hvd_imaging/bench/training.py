@@ -24,7 +24,7 @@ from ..shards.writer import Record, write_dataset
 from .processes import clean_environment, run_at_once
 
 Times = Mapping[str, Any]
-WARMUP = 4
+WARMUP = 3
 
 
 @dataclass(frozen=True)
