@@ -186,35 +186,41 @@ def matrix_shape(shape: tuple[int, ...], rank: int) -> tuple[int, int] | None:
     return (rows, columns) if rows * columns >= 4 * rank * (rows + columns) else None
 
 
+def check_exchange(config: RunConfig, hvd: Horovod) -> None:
+    """Refuse an exchange that can not be done with this number of ranks or launcher.
+
+    Raises:
+        ConfigError: with the mend.
+    """
+    size, parts = hvd.world.size, config.train.exact_parts
+    if config.train.reproducible == "exact" and parts % size:
+        raise ConfigError(
+            f"train.reproducible=exact: {size} ranks can not share {parts} parts of a batch equally; start 1, 2, 4, ... "
+            f"up to {parts} ranks (powers of two), or set train.exact_parts"
+        )
+    if config.parallel.reduction == "adasum" and size > 1:
+        if size & (size - 1):
+            raise ConfigError(f"parallel.reduction=adasum: takes 2, 4, 8, ... ranks, found {size}")
+        if not hvd.has_mpi:
+            raise ConfigError("parallel.reduction=adasum: needs MPI, found Gloo; start with mpirun, or take reduction=sum")
+
+
 def make_exchange(config: RunConfig, hvd: Horovod, shapes: Sequence[tuple[int, ...]], compression: str | None = None) -> Sum:
-    """The exchange that the configuration asks for; a plain sum in a world of one.
+    """The exchange that a checked configuration asks for; a plain sum in a world of one.
 
     Args:
         config: of the run.
         hvd: the connected ranks.
         shapes: of the gradients.
         compression: overrides ``parallel.compression`` (what ``auto`` has become).
-
-    Raises:
-        ConfigError: it can not be done with this number of ranks or launcher.
     """
-    parallel, size = config.parallel, hvd.world.size
+    parallel = config.parallel
     compression = compression or parallel.compression
     if config.train.reproducible == "exact":
-        parts = config.train.exact_parts
-        if parts % size:
-            raise ConfigError(
-                f"train.reproducible=exact: {size} ranks can not share {parts} parts of a batch equally; start 1, 2, 4, ... "
-                f"up to {parts} ranks (powers of two), or set train.exact_parts"
-            )
         return FixedTree(hvd)
-    if size == 1:
+    if hvd.world.size == 1:
         return Sum(hvd)
     if parallel.reduction == "adasum":
-        if size & (size - 1):
-            raise ConfigError(f"parallel.reduction=adasum: takes 2, 4, 8, ... ranks, found {size}")
-        if not hvd.has_mpi:
-            raise ConfigError("parallel.reduction=adasum: needs MPI, found Gloo; start with mpirun, or take reduction=sum")
         return Adasum(hvd)
     if compression == "fp16":
         return Half(hvd, parallel.groups)

@@ -9,14 +9,16 @@ Every rank keeps ``RUN_DIR/ranks/rank-00000.json`` (on the filesystem that all s
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from ..world import World
 
@@ -39,6 +41,14 @@ class Beat:
     alive: float
     saving: bool = False
 
+    @property
+    def reached(self) -> int | None:
+        """The global step, None before the first one."""
+        return None if self.event == "start" else self.step
+
+
+_KINDS: dict[Any, Callable[[Any], Any]] = {"int": int, "str": str, "float": float, "bool": bool}
+
 
 def path_of(run_dir: Path, rank: int) -> Path:
     """The file of one rank."""
@@ -48,12 +58,18 @@ def path_of(run_dir: Path, rank: int) -> Path:
 def read_beats(run_dir: Path) -> list[Beat]:
     """What all ranks wrote last, by rank; damaged files are left out."""
     beats = []
-    for path in sorted((run_dir / FOLDER).glob("rank-*.json")):
-        try:
-            beats.append(Beat(**json.loads(path.read_text(encoding="utf-8"))))
-        except (OSError, ValueError, TypeError):
-            continue
-    return sorted(beats, key=lambda beat: beat.rank)
+    for path in (run_dir / FOLDER).glob("rank-*.json"):
+        with contextlib.suppress(OSError, ValueError):
+            beats.append(parse(json.loads(path.read_bytes())))
+    return sorted((beat for beat in beats if beat is not None), key=lambda beat: beat.rank)
+
+
+def parse(values: Any) -> Beat | None:
+    """A file's content; None if it is not one of ours."""
+    try:
+        return Beat(**{field.name: _KINDS[field.type](values[field.name]) for field in fields(Beat)})
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def verdict(mine: Beat, beats: Sequence[Beat], size: int, now: float, patience: float) -> str:

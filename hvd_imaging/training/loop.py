@@ -23,7 +23,7 @@ from ..config import RunConfig, TrainConfig
 from ..errors import ConfigError, PeerError, RunError, on_all_ranks
 from ..models.spec import ModelSpec
 from ..parallel.choose import settle
-from ..parallel.exchange import make_exchange
+from ..parallel.exchange import check_exchange, make_exchange
 from ..parallel.horovod import Horovod, is_peer_failure
 from ..pipeline.dataset import TrainingData, ValidationData
 from ..pipeline.plan import Cut, balanced_cut, busiest, check_fits, equal_cut
@@ -132,6 +132,14 @@ class Trainer:
             directory, world, config.parallel.heartbeat_seconds, config.parallel.stall_seconds, self._stalled
         )
         self.heart.watch_saving(lambda: self.writer.busy)
+        try:
+            self._begin(resume, weights_of_class)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, resume: bool, weights_of_class: tf.Tensor) -> None:
+        config, directory, hvd, world = self.config, self.directory, self.hvd, self.world
         state = together(hvd, lambda: newest(directory, self.report) if resume and world.is_root else None)
         meta = hvd.broadcast(dict(state.meta) if state is not None else None)
         self.position = Position.from_json(meta) if meta else Position()
@@ -140,7 +148,7 @@ class Trainer:
         # How the ranks talk, and the step.
         shapes = [tuple(v.shape) for v in self.model.trainable_variables]
         self.compression, why = self._settle(meta, shapes, weights_of_class)
-        self.exchange = together(hvd, lambda: make_exchange(config, hvd, shapes, self.compression))
+        self.exchange = make_exchange(config, hvd, shapes, self.compression)
         if state is not None:
             restore(state, directory, self.model, self.optimizer, self.exchange.variables, self.report)
         hvd.broadcast_variables([*self.model.weights, *self.optimizer.variables, *self.exchange.variables])
@@ -171,7 +179,8 @@ class Trainer:
     def _first_cut(self) -> Cut:
         train, size = self.config.train, self.world.size
         check_fits(len(self.data.samples) * self.data.draws, train.batch_size, self.world, "train")
-        # Exact bits: always the same parts, spread over the ranks (make_exchange refuses what does not divide).
+        check_exchange(self.config, self.hvd)
+        # Exact bits: always the same parts, spread over the ranks.
         return equal_cut(size, max(1, train.exact_parts // size) if self._exact else train.accumulate)
 
     def _settle(self, meta: Any, shapes: list[tuple[int, ...]], weights_of_class: tf.Tensor) -> tuple[str, str]:

@@ -9,9 +9,9 @@ import re
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..errors import TRY_AGAIN, ConfigError, DatasetError, PeerError, RunError, SetupError, SourceError
+from .heartbeat import Beat
 from .notices import Notice
 
 # The same input gives the same refusal. DatasetError is not here: a filesystem may fail on one node only.
@@ -82,24 +82,6 @@ class Policy:
                 f"-np {self.ranks}: train.reproducible=exact needs 1, 2, 4, 8, ... ranks; give -np {power} or "
                 f"-np {2 * power}, or permit fewer ranks with --min-np {power}"
             )
-
-
-@dataclass(frozen=True)
-class RankState:
-    """What a rank last said of itself in ``ranks/rank-NNNNN.json``.
-
-    Attributes:
-        host: as the rank calls its machine.
-        event: what it was doing.
-        step: global step, None before the first one.
-        alive: last heartbeat, Unix seconds.
-    """
-
-    rank: int
-    host: str | None
-    event: str
-    step: int | None
-    alive: float
 
 
 @dataclass(frozen=True)
@@ -177,27 +159,12 @@ def command(
     return [mpirun, "-np", str(start.ranks), *hosts, *variables, *extra, *program]
 
 
-def parse_rank(values: Any) -> RankState | None:
-    """A rank's own file; None if it is not one."""
-    try:
-        event, step = str(values.get("event", "")), values.get("step")
-        return RankState(
-            int(values["rank"]),
-            str(values["host"]) if values.get("host") is not None else None,
-            event,
-            int(step) if step is not None and event != "start" else None,
-            float(values["alive"]),
-        )
-    except (AttributeError, KeyError, TypeError, ValueError):
-        return None
-
-
-def fresh(before: Mapping[int, RankState], after: Mapping[int, RankState]) -> dict[int, RankState]:
+def fresh(before: Mapping[int, Beat], after: Mapping[int, Beat]) -> dict[int, Beat]:
     """What the ranks of this start said: files that an earlier start left have not changed since."""
     return {rank: state for rank, state in after.items() if before.get(rank) != state}
 
 
-def silent(ranks: Mapping[int, RankState], margin_s: float = 1.5) -> RankState | None:
+def silent(ranks: Mapping[int, Beat], margin_s: float = 1.5) -> Beat | None:
     """The rank whose heartbeat clearly ended first; None if none did.
 
     Clearly: all others went on for longer than ``margin_s``, which has to be more than the pause between two heartbeats,
@@ -211,7 +178,7 @@ def silent(ranks: Mapping[int, RankState], margin_s: float = 1.5) -> RankState |
 
 
 def attribute(
-    code: int, notices: Sequence[Notice], ranks: Mapping[int, RankState], checkpoint: int | None,
+    code: int, notices: Sequence[Notice], ranks: Mapping[int, Beat], checkpoint: int | None,
     missing: tuple[str, ...] = (), margin_s: float = 1.5,
 ) -> Failure:  # fmt: skip
     """Who failed, where and at which step: mpirun's own words come first, then the heartbeats.
@@ -230,7 +197,7 @@ def attribute(
     own = ranks.get(rank) if rank is not None else None
     if own is not None:
         host = host or own.host
-    steps = [state.step for state in ranks.values() if state.step is not None]
+    steps = [state.reached for state in ranks.values() if state.reached is not None]
     step = max(steps) if steps else None
     return Failure(code, rank, host, step, checkpoint, notice.kind, missing)
 

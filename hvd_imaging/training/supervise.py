@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import select
 import shutil
@@ -25,13 +24,13 @@ from typing import Any
 from ..errors import SetupError
 from . import checkpoint
 from .events import EventLog
+from .heartbeat import Beat, read_beats
 from .notices import Filter, Notice
 from .restart import (
     TRY_AGAIN,
     Failure,
     Host,
     Policy,
-    RankState,
     Start,
     Stop,
     announce,
@@ -40,12 +39,10 @@ from .restart import (
     decide,
     ending,
     fresh,
-    parse_rank,
     react,
     size,
 )
 
-RANKS = "ranks"
 PROGRAM = (sys.executable, "-m", "hvd_imaging.cli.main")
 
 # Written by training/run.py when it claims the folder; that module loads more than a launcher should.
@@ -161,15 +158,9 @@ def passed(environ: Mapping[str, str]) -> list[str]:
     return sorted(key for key in environ if key in _PASSED or key.startswith(_PASSED_PREFIXES))
 
 
-def read_ranks(run_dir: Path) -> dict[int, RankState]:
+def read_ranks(run_dir: Path) -> dict[int, Beat]:
     """The ranks' own files; broken ones are left out."""
-    states = {}
-    folder = run_dir / RANKS
-    for path in sorted(folder.glob("rank-*.json")) if folder.is_dir() else ():
-        with contextlib.suppress(OSError, ValueError):
-            if (state := parse_rank(json.loads(path.read_bytes()))) is not None:
-                states[state.rank] = state
-    return states
+    return {beat.rank: beat for beat in read_beats(run_dir)}
 
 
 def newest_checkpoint(run_dir: Path) -> int | None:

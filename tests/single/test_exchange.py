@@ -17,6 +17,7 @@ from hvd_imaging.parallel.exchange import (
     Half,
     PowerSgd,
     Sum,
+    check_exchange,
     make_exchange,
     matrix_shape,
     pair_sum,
@@ -138,7 +139,7 @@ def test_the_configuration_chooses(size, sections, kind):
 def test_what_can_not_be_done_is_said(size, mpi, sections, message):
     hvd = SimpleNamespace(world=World(0, size), has_mpi=mpi)
     with pytest.raises(ConfigError, match=message):
-        make_exchange(config(**sections), hvd, SHAPES)
+        check_exchange(config(**sections), hvd)
 
 
 @pytest.mark.parametrize(

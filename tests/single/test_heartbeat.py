@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from hvd_imaging.training.heartbeat import Beat, Heartbeat, path_of, read_beats, verdict
+from hvd_imaging.training.heartbeat import Beat, Heartbeat, parse, path_of, read_beats, verdict
 from hvd_imaging.world import World
 
 NOW = 1000.0
@@ -60,3 +60,16 @@ def test_the_file_tells_where_the_rank_is(tmp_path):
     }  # fmt: skip
     path_of(tmp_path, 1).write_text("{half")
     assert len(read_beats(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    "values", [None, [], 3, {}, {"rank": 1}, {"rank": "x", "alive": 1}, {"rank": 1, "alive": None}, {"rank": 1, "alive": 1, "step": "q"}]
+)
+def test_a_broken_rank_file_is_none(values):
+    assert parse(values) is None
+
+
+def test_a_rank_that_has_only_started_has_no_step():
+    values = {"rank": 1, "host": "h", "pid": 5, "event": "start", "step": 0, "seq": 0, "since": 1.0, "alive": 2.0, "saving": False}
+    assert parse(values).reached is None
+    assert parse({**values, "event": "step"}).reached == 0

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from hvd_imaging.errors import ConfigError, SetupError
 from hvd_imaging.training import notices, restart, supervise
 from hvd_imaging.training.events import read_events
+from hvd_imaging.training.heartbeat import Beat
 from hvd_imaging.training.notices import Filter, Notice
-from hvd_imaging.training.restart import Failure, Host, Policy, RankState, Start, Stop
+from hvd_imaging.training.restart import Failure, Host, Policy, Start, Stop
 
 DASHES = "-" * 74 + "\n"
 PRIMARY = f"""{DASHES}Primary job  terminated normally, but 1 process returned
@@ -138,7 +139,7 @@ def test_a_banner_with_lines_of_ranks_in_it_is_shown():
 
 
 def state(rank, alive, step=7, host=None):
-    return RankState(rank, host or f"n{rank}", "step", step, alive)
+    return Beat(rank, host or f"n{rank}", 100 + rank, "step", step, 1, 0.0, alive)
 
 
 @pytest.mark.parametrize(
@@ -153,19 +154,6 @@ def test_the_silent_rank_is_the_one_that_clearly_ended_first(alive, found):
 def test_files_of_an_earlier_start_are_not_of_this_one():
     old = {0: state(0, 1.0), 1: state(1, 1.0)}
     assert restart.fresh(old, {**old, 1: state(1, 8.0)}) == {1: state(1, 8.0)}
-
-
-@pytest.mark.parametrize(
-    "values", [None, [], 3, {}, {"rank": 1}, {"rank": "x", "alive": 1}, {"rank": 1, "alive": None}, {"rank": 1, "alive": 1, "step": "q"}]
-)
-def test_a_broken_rank_file_is_none(values):
-    assert restart.parse_rank(values) is None
-
-
-def test_a_rank_that_has_only_started_has_no_step():
-    values = {"rank": 1, "host": "h", "pid": 5, "event": "start", "step": 0, "seq": 0, "since": 1.0, "alive": 2.0, "saving": False}
-    assert restart.parse_rank(values) == RankState(1, "h", "start", None, 2.0)
-    assert restart.parse_rank({**values, "event": "step"}) == RankState(1, "h", "step", 0, 2.0)
 
 
 @pytest.mark.parametrize(
@@ -369,7 +357,7 @@ step = json.loads(plan.read_text())[n]
 (run / "run.yaml").write_text("x")
 (run / "ranks/rank-00001.json").write_text("{broken")
 (run / "ranks/rank-00000.json").write_text(json.dumps(
-    {"rank": 0, "host": "h", "pid": os.getpid(), "event": "step", "step": step["at"], "alive": time.time()}))
+    {"rank": 0, "host": "h", "pid": os.getpid(), "event": "step", "step": step["at"], "seq": 1, "since": 0, "alive": time.time(), "saving": False}))
 if "checkpoint" in step:
     (run / f"checkpoints/step-{step['checkpoint']:08d}.npz").touch()
 print("a line of the rank", file=sys.stderr, flush=True)
