@@ -144,6 +144,7 @@ class Trainer:
         meta = hvd.broadcast(dict(state.meta) if state is not None else None)
         self.position = Position.from_json(meta) if meta else Position()
         self.trace = ItemTrace()
+        self.mark("agree")
 
         # How the ranks talk, and the step.
         shapes = [tuple(v.shape) for v in self.model.trainable_variables]

@@ -88,3 +88,25 @@ def test_events_survive_half_a_line(tmp_path):
     assert [record["loss"] for record in epoch_records(tmp_path)] == [1.0, 0.5]
     EventLog(tmp_path, active=False).write("epoch", epoch=2)
     assert len(read_events(tmp_path)) == 3
+
+
+def test_the_writer_keeps_order_and_tells_of_a_failure_at_the_next_call(tmp_path):
+    writer, told = checkpoint.Writer(), []
+    for step in range(3):
+        state = checkpoint.State([np.full(4, step, np.float32)], [], {"total": step})
+        writer.submit(checkpoint.path_of(tmp_path, step), state, told.append)
+    writer.wait()
+    assert not writer.busy and len(told) == 3
+    assert [checkpoint.load(path).meta["total"] for path in checkpoint.newest_first(tmp_path)] == [2, 1, 0]
+    (tmp_path / "file").write_text("x")
+    writer.submit(tmp_path / "file" / "step.npz", checkpoint.State([], [], {}))
+    with pytest.raises(RunError, match="can not be written.*--resume"):
+        writer.wait()
+    writer.wait()  # told once
+
+
+def test_the_state_of_the_exchange_is_kept_and_hashed(tmp_path):
+    state = checkpoint.State([np.zeros(2)], [np.ones(3)], {}, [np.arange(4.0)])
+    sha = checkpoint.save(tmp_path / "a.npz", state)
+    assert list(checkpoint.load(tmp_path / "a.npz").exchange[0]) == [0, 1, 2, 3]
+    assert sha != checkpoint.save(tmp_path / "b.npz", checkpoint.State([np.zeros(2)], [np.ones(3)], {}))

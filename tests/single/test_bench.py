@@ -1,0 +1,72 @@
+"""The pure parts of the benchmarks: figures from rows, and the picture."""
+
+import json
+
+import pytest
+
+from hvd_imaging.bench import allreduce, guarantees, mirrored_worker, scaling
+from hvd_imaging.bench.processes import clean_environment, run_at_once
+from hvd_imaging.bench.report import Row
+from hvd_imaging.bench.training import parse, slowest
+from hvd_imaging.errors import HvdImagingError
+from hvd_imaging.reporting.plots import draw_scaling
+
+
+def row(case, system, metric, *runs):
+    return Row(case, system, metric, "ms", runs)
+
+
+ROWS = [
+    row("weak, 2", "independent processes", "step time", 97.0, 96.0, 500.0),
+    row("weak, 2", "hvd_imaging ranks", "step time", 100.0),
+    row("weak, 2", "hvd_imaging ranks", "input wait", 1.0),
+    row("weak, 2", "hvd_imaging ranks", "compute", 90.0),
+    row("weak, 2", "hvd_imaging ranks", "exchange", 5.0),
+    row("weak, 2", scaling.PEER, "step time", 120.0),
+]
+
+
+def test_scaling_figures_are_ratios_of_medians():
+    efficiency, peer, wait = scaling.figures(ROWS, 2)
+    assert (efficiency.value, peer.value, wait.value) == (0.97, 1.2, 0.01)
+    assert efficiency.reached and peer.reached and wait.reached
+    assert scaling.figures(ROWS[:-1], 2)[1].reached is None
+
+
+def test_a_link_that_can_not_be_made_is_a_figure_that_was_not_measured():
+    rows = {(allreduce.LINK, kind): Row("c", kind, "step time", "ms", (), "not root") for kind in ("none", "auto")}
+    (figure,) = allreduce.figures(rows)
+    assert figure.value is None and figure.reached is None
+
+
+def test_costs_of_the_guarantees():
+    times = {"plain": [100.0], "checkpoints": [101.0], "slow rank, equal": [300.0], "slow rank, auto": [200.0]}
+    checkpoints, guard, balance = guarantees.figures(times, [10.0], quick=False)
+    assert checkpoints.value == pytest.approx(0.01) and guard.value == pytest.approx(0.001) and balance.value == 1.5
+    assert len(guarantees.figures(times, [10.0], quick=True)) == 2
+
+
+def test_the_picture_of_scaling(tmp_path):
+    draw_scaling(tmp_path / "a.png", [each.to_json() for each in ROWS])
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_slowest_process_counts():
+    assert slowest([{"steps": [1, 1, 9]}, {"steps": [2, 2, 2]}])["steps"] == [2, 2, 2]
+    assert mirrored_worker.slowest([[1.0, 1.0], [3.0, 2.0]]) == [3.0, 2.0]
+
+
+def test_the_last_json_line_counts():
+    assert parse('noise\n{"a": 1}\n{"steps": []}\nnoise') == {"steps": []}
+    with pytest.raises(HvdImagingError, match="printed no times"):
+        parse("noise")
+
+
+def test_processes_end_together():
+    assert run_at_once([["echo", "1"], ["echo", "2"]], {}, 10) == ["1\n", "2\n"]
+    with pytest.raises(HvdImagingError, match="process 2 of 2 failed: exit code 1"):
+        run_at_once([["sleep", "60"], ["false"]], {}, 30)
+    with pytest.raises(HvdImagingError, match="did not end within 0.2 s"):
+        run_at_once([["sleep", "60"]], {}, 0.2)
+    assert clean_environment({"TF_X": "1", "OMPI_Y": "1", "HOME": "h"}) == {"HOME": "h"}
+    assert json.dumps(ROWS[0].to_json())
