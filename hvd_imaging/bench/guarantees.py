@@ -26,7 +26,7 @@ def measure(quick: bool = False, on_run: Callable[[str], None] | None = None) ->
     """
     if len(os.sched_getaffinity(0)) < 2:
         raise HvdImagingError("bench guarantees: wants two cores at least")
-    rounds, steps = (1, EVERY + 2) if quick else (3, 4 * EVERY)
+    rounds, steps = (1, EVERY + 2) if quick else (2, 3 * EVERY)
     times: dict[str, list[float]] = {}
     saves: list[float] = []
     guards: list[float] = []
@@ -55,7 +55,7 @@ def measure(quick: bool = False, on_run: Callable[[str], None] | None = None) ->
             if not quick:
                 for balance in ("equal", "auto"):
                     note(f"round {turn + 1} of {rounds}: balance={balance}, rank 1 at half speed")
-                    times.setdefault(f"slow rank, {balance}", []).append(_slowed(place, balance, 40))
+                    times.setdefault(f"slow rank, {balance}", []).append(_slowed(place, balance, 20))
     rows = [Row(CASE, name, "mean step time", "ms", tuple(round(t, 2) for t in runs)) for name, runs in times.items()]
     rows.append(Row(CASE, "checkpoints", "stall of the main thread at a save", "ms", tuple(round(t, 2) for t in saves)))
     rows.append(Row(CASE, "plain", "one comparison of the ranks", "ms", tuple(round(t, 2) for t in guards)))
@@ -93,7 +93,7 @@ def _slowed(place: Workshop, balance: str, steps: int) -> float:
     cores = sorted(os.sched_getaffinity(0))
     spin = subprocess.Popen(["taskset", "-c", str(cores[1]), sys.executable, "-c", "while True: pass"])
     try:
-        found = _run(place, f"slow_{balance}", 60 + steps, train__balance=balance, train__batch_size=12)
+        found = _run(place, f"slow_{balance}", 45 + steps, train__balance=balance, train__batch_size=6)
     finally:
         kill(spin)
     return 1e3 * statistics.median(found["steps"][-steps:])
