@@ -47,7 +47,7 @@ def test_exact_mode_gives_the_same_bits_on_1_2_and_4_ranks(folder, task, rate):
     # 10 items in batches of 4 or 5: a short last batch, empty parts; a rate at which rounding would grow.
     config = write(folder, f"exact_{task}", task, reproducible="exact", batch_size=5 if task == "seg" else 4,
                    learning_rate=rate, max_steps=12, epochs=6, model__dropout=0.1, optimizer="adam")  # fmt: skip
-    counts = (1, 2, 4) if task == "seg" else (1, 4)
+    counts = (1, 2, 4) if task == "seg" else (1, 2)
     summaries = [trained(count, config, folder / f"exact_{task}_{count}") for count in counts]
     assert len({s["weights_sha256"] for s in summaries}) == 1
     assert len({state_hash(folder / f"exact_{task}_{count}") for count in counts}) == 1
@@ -57,7 +57,7 @@ def test_exact_mode_gives_the_same_bits_on_1_2_and_4_ranks(folder, task, rate):
 def test_exact_mode_resumes_on_another_number_of_ranks_to_the_bit(folder):
     config = write(folder, "exact_move", "seg", reproducible="exact", batch_size=5, epochs=6, max_steps=None)
     whole = trained(1, config, folder / "exact_whole")
-    for count, stop in ((2, 3), (4, 7), (1, None)):
+    for count, stop in ((4, 3), (2, None)):  # 3 is the middle of an epoch
         settings = [f"train.max_steps={stop}"] if stop else []
         moved = trained(count, config, folder / "exact_moved", *settings, resume=True)
     assert moved["weights_sha256"] == whole["weights_sha256"]
@@ -68,15 +68,22 @@ def test_a_repeat_on_three_ranks_is_equal_to_the_bit_also_with_groups(folder):
     assert len({trained(3, config, folder / f"groups{i}")["weights_sha256"] for i in range(2)}) == 1
 
 
-@pytest.mark.parametrize("compression", ["fp16", "powersgd"])
-def test_a_compressed_run_learns_and_resumes_to_the_bit(folder, compression):
-    # The ends of epochs: PowerSGD sends all that it holds back before a checkpoint, so only there do the runs do alike.
-    config = write(folder, compression, "seg", epochs=12, max_steps=None, optimizer="adam", model__filters=8,
-                   reproducible=True, parallel__compression=compression, parallel__powersgd_rank=2)  # fmt: skip
-    whole = trained(2, config, folder / f"{compression}_whole")
-    trained(2, config, folder / f"{compression}_parts", "train.max_steps=4", resume=True)
-    parts = trained(2, config, folder / f"{compression}_parts", resume=True)
-    records = epoch_records(folder / f"{compression}_whole")
+def test_half_precision_learns_nearly_the_same(folder):
+    config = write(folder, "fp16", "seg", learning_rate=1e-3)
+    trained(2, config, folder / "fp16", "parallel.compression=fp16")
+    trained(2, config, folder / "fp32")
+    ours, theirs = final_weights(folder / "fp16"), final_weights(folder / "fp32")
+    assert 0 < np.linalg.norm(ours - theirs) < 1e-3 * np.linalg.norm(theirs)
+
+
+def test_powersgd_learns_and_resumes_to_the_bit(folder):
+    # Stopped at the end of an epoch: PowerSGD sends all that it holds back before a checkpoint, so there the runs do alike.
+    config = write(folder, "powersgd", "seg", epochs=12, max_steps=None, optimizer="adam", model__filters=8,
+                   reproducible=True, parallel__compression="powersgd", parallel__powersgd_rank=2)  # fmt: skip
+    whole = trained(2, config, folder / "powersgd_whole")
+    trained(2, config, folder / "powersgd_parts", "train.max_steps=4", resume=True)
+    parts = trained(2, config, folder / "powersgd_parts", resume=True)
+    records = epoch_records(folder / "powersgd_whole")
     assert records[-1]["loss"] < 0.75 * records[0]["loss"]
     assert parts["weights_sha256"] == whole["weights_sha256"]
 
@@ -263,7 +270,7 @@ if rank == 1:
 
 def test_a_slow_rank_gets_smaller_parts_and_the_result_stays(folder):
     script = program(folder / "slow.py", SLOW)
-    config = write(folder, "slow", "seg", batch_size=8, epochs=60, max_steps=44, data__patches_per_volume=8, learning_rate=1e-3)
+    config = write(folder, "slow", "seg", batch_size=8, epochs=60, max_steps=26, data__patches_per_volume=8, learning_rate=1e-3)
     done = mpirun(2, [*script, config, "--run-dir", folder / "slow", "--set", "train.balance=auto"], timeout=200)
     assert done.returncode == 0, done.stderr
     events = [e for e in read_events(folder / "slow") if e["event"] == "balance"]

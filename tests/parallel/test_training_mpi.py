@@ -69,7 +69,7 @@ LIMITS = {"sgd": 1e-4, "adam": 1e-3}
     [
         ("seg", "sgd", [1, 2, 3, 4, "accumulate", "horovodrun"]),
         ("seg", "adam", [1, 3]),
-        ("cls", "sgd", [1, 2, 3, 4, "accumulate"]),
+        ("cls", "sgd", [1, 2, 3, 4]),
         ("cls", "adam", [1, 3]),
     ],
 )
