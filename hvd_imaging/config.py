@@ -143,6 +143,13 @@ class ModelConfig(Section):
     dropout: typing.Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="before the last layer")
     options: dict[str, Any] = Field(default_factory=dict, description="for builders of your own")
 
+    @pydantic.field_validator("norm", mode="before")
+    @classmethod
+    def _no_batch_norm(cls, value: Any) -> Any:
+        if value == "batch":
+            raise ValueError("batch norm depends on how many ranks share a batch; take 'group' or 'instance' instead")
+        return value
+
 
 class TrainConfig(Section):
     """How it learns."""

@@ -22,6 +22,8 @@ Three ways to run the same code:
   horovodrun -np 2 hvd-imaging train run.yaml     2 ranks by Horovod's launcher
 \b
 The ranks share train.batch_size, so all three learn the same weights.
+hvd-imaging launch -np 2 -- train run.yaml runs mpirun, and starts again when a rank or a host dies.
+SIGTERM and SIGUSR1 mean: checkpoint, then leave with exit code 75 (go on with --resume).
 """
 )
 @click.argument("config", metavar="run.yaml", type=click.Path(path_type=Path))

@@ -160,6 +160,7 @@ def test_auto_takes_the_least_loss_that_is_nearly_fastest(times, compute, expect
 @pytest.mark.parametrize(
     "sections, message",
     [
+        ({"model": {"name": "unet3d", "norm": "batch"}}, "model.norm: batch norm depends.*'group' or 'instance'"),
         ({"train": {"reproducible": "exact", "accumulate": 2}}, "train.accumulate"),
         ({"train": {"reproducible": "exact", "exact_parts": 6}}, "expected a power of two, found 6"),
         ({"train": {"reproducible": "exact"}, "parallel": {"compression": "fp16"}}, "takes compression=none"),
