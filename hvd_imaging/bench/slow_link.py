@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import HvdImagingError
+from ..errors import SetupError
 
 # Kept for benchmarks of networks (RFC 2544): on no real network.
 ADDRESSES = ("198.18.77.1", "198.18.77.2")
@@ -28,7 +28,7 @@ DEVICE = "slow0"
 _serial = itertools.count()
 
 
-class LinkError(HvdImagingError):
+class LinkError(SetupError):
     """The machine does not allow the link."""
 
 
