@@ -82,12 +82,16 @@ policy = Policy(int(ranks), int(least), hosts=parse_hosts(hosts or None))
 agent = ["--mca", "plm_rsh_agent", str(folder / "agent")] if hosts else []
 sys.exit(supervise(Job([str(folder / "run"), *words], folder / "run", policy, program, agent, float(grace), 0.1)))
 """
-# Stands for ssh: runs the command here, unless the host is dead.
+# Stands for ssh: runs the command here, unless the host is dead. A host of its own has a TMPDIR of its own: two of Open MPI's
+# daemons that start at once in one TMPDIR may trip over each other's session folder.
 AGENT = """#!/usr/bin/env bash
 while [[ $1 == -* ]]; do shift; done
 host=$1; shift
 if [[ $host == nodeB && -e {folder}/dead ]]; then echo "ssh: connect to host $host: no route to host" >&2; exit 255; fi
-exec bash -c "$*"
+TMPDIR=$(mktemp -d /tmp/$host.XXXXXX) || exit 255
+export TMPDIR
+trap 'rm -rf "$TMPDIR"' EXIT
+bash -c "$*"
 """
 
 
