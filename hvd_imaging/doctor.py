@@ -6,7 +6,6 @@ install: nothing here imports TensorFlow, Horovod or mpi4py; what they say is as
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import importlib.util
 import json
@@ -15,13 +14,15 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from . import bootstrap
+from . import filesystem as filesystems
+from .filesystem import Filesystem
 from .world import World
 
 Level = Literal["ok", "warning", "error"]
@@ -42,6 +43,7 @@ def examine(data: Path | None = None) -> list[Finding]:
     """All findings; ``data`` is a folder whose file system is tried out."""
     libraries = {name: library_of(name) for name in ("mpi4py", "horovod")}
     talk = ask_horovod() if installed("horovod") and installed("tensorflow") else None
+    folder = try_folder(data) if data else None
     return [
         *judge_versions(sys.version_info[:3], {name: version(name) for name in PACKAGES}),
         judge_mpirun(mpirun_version()),
@@ -50,7 +52,8 @@ def examine(data: Path | None = None) -> list[Finding]:
         judge_onednn(cpu_flags(), os.environ.get("TF_ENABLE_ONEDNN_OPTS")),
         judge_filters(hdf5_filters()),
         judge_threads(len(os.sched_getaffinity(0)), os.cpu_count() or 1, os.environ.get("OMP_NUM_THREADS")),
-        *judge_folder(try_folder(data) if data else None),
+        *judge_folder(folder, os.environ.get("HDF5_USE_FILE_LOCKING")),
+        *judge_filesystem(look_at(data) if data and folder and folder.exists and not folder.hangs else None),
         judge_slurm(shutil.which("sinfo"), shutil.which("sbatch")),
         judge_redis(version("redis"), ask_redis(os.environ.get("REDIS_URL"))),
     ]
@@ -244,30 +247,111 @@ def judge_filters(filters: Mapping[str, bool] | str) -> Finding:
 
 @dataclass(frozen=True)
 class Folder:
-    """What trying a folder out has shown; ``lock`` is None if locks work, else the reason."""
+    """What trying a folder out has shown.
+
+    Attributes:
+        lock: None if all kinds of lock work, else which fail and why.
+        hangs: the filesystem did not even answer the first question.
+    """
 
     path: str
     exists: bool
     writable: bool
     filesystem: str
     lock: str | None
+    hangs: bool = False
 
 
-def try_folder(path: Path) -> Folder:
-    """Write and lock a temporary file in ``path``; nothing stays."""
-    if not path.is_dir():
-        return Folder(str(path), False, False, "", None)
-    filesystem = filesystem_of(path)
+_ANSWER_S = 20.0  # seconds for all that is tried
+_LEAVE_S = 2.0  # seconds for leaving, once asked to
+
+# Each line of its answer comes at once, so that what stands there when it hangs shows where. Each kind of lock is freed
+# before the next: NFS makes flock a lock of bytes, and two kinds at once could refuse each other.
+_TRY = """
+import fcntl, os, signal, sys, tempfile
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+def say(name, error=None):
+    print(name, " ".join(str(error or "").split()), sep="\\t", flush=True)
+def attempt(name, action):
     try:
-        with tempfile.NamedTemporaryFile(dir=path, prefix=".hvd_imaging.") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                lock = None
-            except OSError as error:
-                lock = error.strerror or "refused"
-            return Folder(str(path), True, True, filesystem, lock)
-    except OSError:
-        return Folder(str(path), True, False, filesystem, None)
+        action()
+        say(name)
+    except OSError as error:
+        say(name, error.strerror or error)
+    except ImportError as error:
+        say(name, error)
+folder = sys.argv[1]
+if not os.path.isdir(folder):
+    say("missing")
+    sys.exit()
+say("exists")
+try:
+    handle, path = tempfile.mkstemp(dir=folder, prefix=".hvd_imaging.", suffix=".h5")
+except OSError:
+    sys.exit()
+def flock():
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(handle, fcntl.LOCK_UN)
+def lockf():
+    fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.lockf(handle, fcntl.LOCK_UN)
+def hdf5():
+    import h5py
+    h5py.File(path, "w", locking=False).close()
+    h5py.File(path, "r", locking=True).close()
+try:
+    say("writable")
+    attempt("flock", flock)
+    attempt("fcntl", lockf)
+    os.close(handle)
+    attempt("HDF5", hdf5)
+finally:
+    os.unlink(path)
+"""
+LOCKS = ("flock", "fcntl", "HDF5")
+
+
+def try_folder(path: Path, seconds: float = _ANSWER_S) -> Folder:
+    """Write and lock a temporary file in ``path``, in a process of its own that may hang; else nothing stays."""
+    answer = _ask_folder(path, seconds)
+    if answer is None:
+        return Folder(str(path), True, False, filesystems.mount_of(path.absolute()).kind, None, hangs=True)
+    if "exists" not in answer:
+        return Folder(str(path), False, False, "", None)
+    writable = "writable" in answer
+    reasons = {name: answer.get(name, f"no answer in {seconds:g} s") for name in LOCKS}
+    failing = ", ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
+    return Folder(str(path), True, writable, filesystem_of(path), failing if writable and failing else None)
+
+
+def _ask_folder(path: Path, seconds: float) -> dict[str, str] | None:
+    """What was tried -> "" or the error, as far as it came; None if there was no answer at all."""
+    # The variable would overrule what h5py is asked for.
+    environment = {name: value for name, value in os.environ.items() if name != "HDF5_USE_FILE_LOCKING"}
+    command = [sys.executable, "-c", _TRY, str(path)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+    )
+    lines: list[bytes] = []
+
+    def listen() -> None:
+        assert process.stdout
+        with process.stdout as answer:
+            lines.extend(answer)
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    for patience, end in ((seconds, process.terminate), (_LEAVE_S, process.kill), (_LEAVE_S, None)):
+        try:
+            process.wait(patience)
+            break
+        except subprocess.TimeoutExpired:
+            # A process inside a dead server's call dies when that ends, maybe never: it is left to the system.
+            if end:
+                end()
+    listener.join(_LEAVE_S)
+    pairs = (line.decode("utf-8", "replace").rstrip("\n").partition("\t") for line in list(lines))
+    return {name: error for name, _, error in pairs} or None
 
 
 def filesystem_of(path: Path, mounts: str | None = None) -> str:
@@ -288,21 +372,53 @@ def filesystem_of(path: Path, mounts: str | None = None) -> str:
     return best[1]
 
 
-def judge_folder(folder: Folder | None) -> Iterator[Finding]:
-    """Readers of hvd_imaging never lock; other HDF5 programs do, and fail where locks do not work."""
+def judge_folder(folder: Folder | None, exported: str | None = None) -> Iterator[Finding]:
+    """Readers of hvd_imaging never lock; other HDF5 programs do, and fail where locks do not work.
+
+    Args:
+        exported: HDF5_USE_FILE_LOCKING, by which other HDF5 programs are told not to lock.
+    """
     if folder is None:
         return
     name = "data folder"
+    where = f"{folder.path} ({folder.filesystem})"
+    if folder.hangs:
+        mend = "mend the mount (`findmnt -T` names its server), or name another folder with --data"
+        yield Finding(name, "error", f"{where}: the filesystem does not answer", mend)
+        return
     if not folder.exists:
         yield Finding(name, "error", f"{folder.path}: no such folder", "name an existing one with --data")
         return
     if not folder.writable:
-        yield Finding(name, "warning", f"{folder.path} ({folder.filesystem}): read-only", "training needs no more")
+        yield Finding(name, "warning", f"{where}: read-only", "training needs no more")
     elif folder.lock is None:
-        yield Finding(name, "ok", f"{folder.path} ({folder.filesystem}): writable, file locks work")
+        yield Finding(name, "ok", f"{where}: writable, file locks work ({', '.join(LOCKS)})")
+    elif exported and exported in ("FALSE", "0"):
+        yield Finding(name, "ok", f"{where}: file locks fail ({folder.lock}); HDF5 is told not to lock")
     else:
         mend = "hvd_imaging reads without locks; for other HDF5 programs export HDF5_USE_FILE_LOCKING=FALSE"
-        yield Finding(name, "warning", f"{folder.path} ({folder.filesystem}): file locks fail ({folder.lock})", mend)
+        yield Finding(name, "warning", f"{where}: file locks fail ({folder.lock})", mend)
+
+
+def look_at(path: Path) -> tuple[Filesystem, int]:
+    """The recognized filesystem of a folder that answers, and the bytes of its stripe."""
+    found = filesystems.of(path)
+    return found, filesystems.stripe_bytes(path, found)
+
+
+def judge_filesystem(looked: tuple[Filesystem, int] | None) -> Iterator[Finding]:
+    """Names the filesystem and its stripe; one that is not recognized may be read as well, but nothing is known of it."""
+    if looked is None:
+        return
+    found, stripe = looked
+    size = f"{stripe / 2**20:g} MiB" if stripe >= 2**20 else f"{stripe / 2**10:g} KiB"
+    shared = f"shared by nodes, stripes of {size}" if found.shared else "of this node"
+    if found.kind == "unknown":
+        mend = "measure it with `hvd-imaging bench io`, see docs/storage.md"
+        yield Finding("file system", "warning", f"{found.name}: not recognized", mend)
+    else:
+        name = found.kind if found.kind == found.name else f"{found.kind} ({found.name})"
+        yield Finding("file system", "ok", f"{name}, {shared}")
 
 
 # --- services -----------------------------------------------------------------------------------------------------------

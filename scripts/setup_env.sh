@@ -138,7 +138,7 @@ if [[ ",$extras," == *,train,* ]]; then
 fi
 
 say "installing hvd_imaging[$extras]"
-pip_install --no-build-isolation -e "$here[$extras]"
+pip_install --no-build-isolation -e "${here}[${extras}]"
 
 # --- 4. self-check --------------------------------------------------------------------------------------------
 say "self-check"

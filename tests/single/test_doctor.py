@@ -4,11 +4,13 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
 from hvd_imaging import doctor
 from hvd_imaging.doctor import Folder
+from hvd_imaging.filesystem import Filesystem
 
 
 def levels(findings):
@@ -119,7 +121,37 @@ def test_the_data_folder(folder, level, shown):
 
 
 def test_no_folder_no_finding():
-    assert list(doctor.judge_folder(None)) == []
+    assert list(doctor.judge_folder(None)) == list(doctor.judge_filesystem(None)) == []
+
+
+@pytest.mark.parametrize(
+    ("exported", "level"),
+    [(None, "warning"), ("", "warning"), ("TRUE", "warning"), ("BEST_EFFORT", "warning"), ("FALSE", "ok"), ("0", "ok")],
+)
+def test_failing_locks_matter_to_programs_that_lock(exported, level):
+    (found,) = doctor.judge_folder(Folder("data", True, True, "lustre", "HDF5: Function not implemented"), exported)
+    assert found.level == level and "Function not implemented" in found.found
+    assert ("HDF5_USE_FILE_LOCKING=FALSE" in found.mend) == (level == "warning")
+
+
+def test_a_filesystem_without_an_answer_is_an_error():
+    (found,) = doctor.judge_folder(Folder("data", True, False, "nfs4", None, hangs=True))
+    assert found.level == "error" and "nfs4" in found.found and "does not answer" in found.found
+
+
+@pytest.mark.parametrize(
+    ("filesystem", "level", "shown"),
+    [
+        (Filesystem("lustre", "lustre", True), "ok", "lustre, shared by nodes, stripes of 1 MiB"),
+        (Filesystem("fuse.ceph-fuse", "ceph", True), "ok", "ceph (fuse.ceph-fuse), shared by nodes, stripes of 1 MiB"),
+        (Filesystem("ext4", "local", False), "ok", "local (ext4), of this node"),
+        (Filesystem("9p", "unknown", True), "warning", "9p: not recognized"),
+    ],
+)
+def test_the_filesystem_is_named(filesystem, level, shown):
+    (found,) = doctor.judge_filesystem((filesystem, 1 << 20))
+    assert (found.level, found.found) == (level, shown)
+    assert bool(found.mend) == (level != "ok")
 
 
 def test_trying_a_folder_leaves_nothing_in_it(tmp_path):
@@ -127,6 +159,39 @@ def test_trying_a_folder_leaves_nothing_in_it(tmp_path):
     assert found.exists and found.writable and found.lock is None
     assert list(tmp_path.iterdir()) == []
     assert not doctor.try_folder(tmp_path / "nowhere").exists
+
+
+def test_locks_are_tried_even_if_hdf5_is_told_not_to(tmp_path, monkeypatch):
+    monkeypatch.setenv("HDF5_USE_FILE_LOCKING", "FALSE")
+    # Another process holds the lock that HDF5 asks for, on whatever file it opens.
+    script = doctor._TRY.replace("    h5py.File(path, \"r\"", "    held = open(path); fcntl.flock(held, fcntl.LOCK_EX)\n    h5py.File(path, \"r\"")
+    assert script != doctor._TRY
+    monkeypatch.setattr(doctor, "_TRY", script)
+    found = doctor.try_folder(tmp_path)
+    assert found.writable and found.lock and found.lock.startswith("HDF5: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "folder"),
+    [
+        ("if not os.path.isdir(folder)", {"hangs": True, "writable": False, "lock": None}),
+        ("    fcntl.lockf(handle, fcntl.LOCK_EX", {"hangs": False, "writable": True, "lock": "fcntl: no answer in 1 s, HDF5: no answer in 1 s"}),
+    ],
+)
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_hanging_filesystem_is_told_in_time(tmp_path, monkeypatch, before, folder, deaf):
+    place = len(before) - len(before.lstrip())
+    hang = ("signal.signal(signal.SIGTERM, signal.SIG_IGN); " if deaf else "") + "import time; time.sleep(60)\n"
+    script = doctor._TRY.replace(before, f"{' ' * place}{hang}{before}", 1)
+    assert script != doctor._TRY
+    monkeypatch.setattr(doctor, "_TRY", script)
+    monkeypatch.setattr(doctor, "_LEAVE_S", 0.5)
+    begun = time.monotonic()
+    found = doctor.try_folder(tmp_path, seconds=1)
+    assert time.monotonic() - begun < 10
+    assert {name: getattr(found, name) for name in folder} == folder
+    assert deaf or list(tmp_path.iterdir()) == []
 
 
 def test_the_filesystem_is_that_of_the_longest_mount(tmp_path):
@@ -169,6 +234,8 @@ def test_what_is_wrong_comes_with_a_mend():
         doctor.judge_horovod(None), doctor.judge_horovod("broken"), doctor.judge_horovod({"mpi": False}),
         doctor.judge_onednn(frozenset(), "0"), doctor.judge_threads(1, 2, "9"), doctor.judge_filters({"gzip": False}),
         *doctor.judge_folder(Folder("x", False, False, "", None)), *doctor.judge_folder(Folder("x", True, False, "", None)),
+        *doctor.judge_folder(Folder("x", True, True, "nfs", "refused")), *doctor.judge_folder(Folder("x", True, False, "nfs", None, True)),
+        *doctor.judge_filesystem((Filesystem("9p", "unknown", True), 4096)),
         doctor.judge_slurm(None, None), doctor.judge_redis(None, None), doctor.judge_redis("5", "TimeoutError"),
     ]  # fmt: skip
     assert [finding for finding in broken if finding.level == "ok" or not finding.mend] == []
@@ -184,7 +251,7 @@ def test_this_installation_is_whole(tmp_path):
     assert all(set(finding) == fields for finding in findings)
     found = {finding["name"]: finding["level"] for finding in findings}
     assert found["tensorflow"] == found["horovod"] == found["mpi4py and Horovod"] == found["Horovod build"] == "ok"
-    assert found["data folder"] == "ok" and "error" not in found.values()
+    assert found["data folder"] == "ok" and "file system" in found and "error" not in found.values()
 
 
 def test_an_error_ends_with_1(tmp_path, monkeypatch):
