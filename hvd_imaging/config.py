@@ -76,10 +76,18 @@ class PreprocessConfig(Section):
 class ShardConfig(Section):
     """How samples lie in HDF5 files."""
 
-    shard_mb: PositiveFloat = Field(256.0, description="close a shard at this size (MB)")
-    chunk: Triple = Field((32, 64, 64), description="chunk shape (D, H, W), at most the volume's")
-    dtype: Literal["float32", "float16"] = Field("float32", description="stored type of the image")
-    compression: Literal["none", "gzip", "lzf"] = Field("none", description="HDF5 filter; none reads fastest")
+    shard_mb: PositiveFloat = Field(256.0, description="close a shard at this size (MB, before compression)")
+    patch: Triple = Field((32, 48, 48), description="the patch (D, H, W) that will be read; chunks are planned for it")
+    chunk: Triple | None = Field(None, description="chunk shape (D, H, W) by hand; null: planned from patch and volume")
+    dtype: Literal["auto", "float32", "float16", "int16", "uint8"] = Field(
+        "auto", description="stored type of the image; auto: the smallest one within max_error, by each image's content"
+    )
+    max_error: Fraction = Field(
+        1e-5, description="dtype=auto: largest error of a voxel, as a share of the image's range; 0: none at all"
+    )
+    compression: Literal["auto", "none", "lz4", "zstd", "gzip"] = Field(
+        "auto", description="auto: measured on this disk and these cores; lz4, zstd: Blosc2; gzip: read by HDF5 alone, slow"
+    )
 
 
 class SplitConfig(Section):
@@ -116,6 +124,20 @@ class AugmentConfig(Section):
     probability: Fraction = Field(0.5, description="chance of the spatial change (rotation and zoom) per sample")
 
 
+class CacheConfig(Section):
+    """A nearer place for what is read again and again."""
+
+    kind: Literal["none", "node", "disk", "redis"] = Field(
+        "none", description="node: shards in shared memory; disk: on a disk of the node; redis: chunks, shared by nodes"
+    )
+    folder: str | None = Field(None, description="node, disk: of the copies; null: /dev/shm, or $SLURM_TMPDIR, $TMPDIR, /tmp")
+    gb: PositiveFloat = Field(16.0, description="node, disk: most that all datasets together take of the folder (GB)")
+    url: str = Field("redis://localhost:6379/0", description="redis: rediss:// for TLS")
+    password_file: str | None = Field(None, description="redis: file with the password in one line")
+    ca_file: str | None = Field(None, description="redis: PEM certificates that the server's is checked against")
+    ttl_hours: PositiveFloat = Field(24.0, description="redis: the server drops a chunk after so long")
+
+
 class DataConfig(Section):
     """What is read."""
 
@@ -125,6 +147,7 @@ class DataConfig(Section):
     foreground: Fraction = Field(0.5, description="segmentation: share of patches centred on a labelled voxel")
     train_split: str = Field("train", description="split to learn from")
     val_split: str = Field("val", description="split for early stopping and the best model")
+    cache: CacheConfig = CacheConfig()
     augment: AugmentConfig | None = Field(AugmentConfig(), description="null: none")
 
 

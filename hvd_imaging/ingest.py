@@ -28,8 +28,8 @@ from .preprocess.pipeline import preprocess, resolve
 from .privacy.pseudonym import load_or_make_key, pseudonym
 from .shards import manifest as manifests
 from .shards import schema
-from .shards.manifest import Manifest, Sample
-from .shards.writer import MEGABYTE, Record, describe, publish, refuse_existing, write_shard
+from .shards.manifest import Manifest, Sample, ShardFile, Storage
+from .shards.writer import MEGABYTE, Record, describe, publish, refuse_existing, settle, write_shard
 from .sources import catalog as sources
 from .sources.catalog import Case, Catalog
 
@@ -169,18 +169,34 @@ def _build(
     notes += [Note(".", note) for note in getattr(catalog, "notes", ())]
     manifest = together(communicator, lambda: compose(staged, catalog, settings, config, src, quarantined))
 
+    def settled() -> tuple[str, str] | None:
+        if not world.is_root:
+            return None
+        first = manifest.samples[0]
+        image = np.load(staging / f"{places[first.id]}.image.npy", allow_pickle=False, mmap_mode="r")
+        _, storage = settle(config.shards, sum(item.bytes for item in staged if item.sample is not None), image, building)
+        return storage.compression, storage.reason
+
+    places = {item.sample.id: item.index for item in staged if item.sample is not None}
+    compression, reason = communicator.broadcast(together(communicator, settled))
+    shard_config = config.shards.model_copy(update={"compression": compression})
+    storage = Storage(patch=shard_config.patch, compression=compression, reason=reason)
+    manifest = manifest.model_copy(update={"storage": storage})
+
     shards: dict[str, list[Sample]] = {}
     for sample in manifest.samples:
         shards.setdefault(sample.shard, []).append(sample)
     names = sorted(shards)
-    places = {item.sample.id: item.index for item in staged if item.sample is not None}
 
-    def write() -> None:
+    def write() -> list[dict[str, Any]]:
+        written = []
         for number in show(range(world.rank, len(names), world.size), "writing shards"):
             records = (_load_staged(staging, places[sample.id], sample) for sample in shards[names[number]])
-            write_shard(building / names[number], records, config.shards)
+            written.append(write_shard(building / names[number], records, shard_config).model_dump(mode="json"))
+        return written
 
-    together(communicator, write)
+    written = [ShardFile(**file) for part in communicator.gather(together(communicator, write)) for file in part]
+    manifest = manifest.model_copy(update={"shards": tuple(sorted(written, key=lambda file: file.name))})
 
     def finish() -> None:
         if not world.is_root:
@@ -310,7 +326,7 @@ def _stage(
         # The path stands in its own field: a reader's message that begins with it need not say it twice.
         return Staged(index, path, reason=_clean(str(error), src).removeprefix(f"{path}: "))
     record = record.stored(config.shards)
-    sample = describe(record, max(len(catalog.classes), 1), shard="")
+    sample = describe(record, max(len(catalog.classes), 1), "", config.shards)
     try:
         staging.mkdir(parents=True, exist_ok=True)
         np.save(staging / f"{index}.image.npy", record.image, allow_pickle=False)
@@ -368,8 +384,9 @@ def _load_staged(staging: Path, index: int, sample: Sample) -> Record:
             "DATASET must lie on a filesystem that all ranks share"
         ) from error
     return Record(
-        sample.id, sample.patient, image, mask, np.array(sample.affine), sample.modality, sample.label
-    )
+        sample.id, sample.patient, image, mask, np.array(sample.affine), sample.modality, sample.label,
+        sample.scale, sample.offset, sample.error,
+    )  # fmt: skip
 
 
 def _building_folder(dataset: Path) -> Path:

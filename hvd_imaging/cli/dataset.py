@@ -73,7 +73,8 @@ def verify(dataset: Path, as_json: bool) -> None:
             _print_json({"dataset": str(dataset), "samples": len(manifest.samples), "problems": found})
         else:
             for problem in problems:
-                click.echo(f"{problem.shard}: sample {problem.sample}: {problem.reason}")
+                whom = f"sample {problem.sample}: " if problem.sample else ""
+                click.echo(f"{problem.shard}: {whom}{problem.reason}")
             if not problems:
                 click.echo(f"{dataset}: {len(manifest.samples)} samples read, all as the manifest says")
     if problems:
@@ -162,6 +163,36 @@ def summarize(manifest: Manifest, dataset: Path) -> dict[str, Any]:
         "spacing_min": _each(min, spacings),
         "spacing_max": _each(max, spacings),
         "preprocess": manifest.preprocess.model_dump(mode="json"),
+        "storage": {
+            **manifest.storage.model_dump(mode="json"),
+            "largest_error": max((sample.error for sample in manifest.samples), default=0.0),
+            "layout": _layout(manifest),
+        },
+        "filesystem": _filesystem(dataset, manifest, paths),
+    }
+
+
+def _layout(manifest: Manifest) -> str:
+    """How the middle one of the volumes is cut."""
+    from ..shards.chunks import Layout, explain
+
+    if not manifest.samples:
+        return ""
+    sample = sorted(manifest.samples, key=lambda sample: sample.shape)[len(manifest.samples) // 2]
+    return explain(Layout(sample.chunk, sample.block), manifest.storage.patch, sample.shape)
+
+
+def _filesystem(dataset: Path, manifest: Manifest, paths: Sequence[Path]) -> dict[str, Any]:
+    """Where the dataset lies, and what its shards want there."""
+    from .. import filesystem
+
+    found = filesystem.of(dataset)
+    largest = max((path.stat().st_size for path in paths if path.is_file()), default=0)
+    return {
+        "name": found.name,
+        "kind": found.kind,
+        "shared": found.shared,
+        "advice": list(filesystem.advice(found, largest, max(len(manifest.samples), 1))),
     }
 
 
@@ -198,6 +229,12 @@ def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     )
     used |= {"crop_margin_mm"} if settings["crop"] != "none" else set()
     rows.append(("preprocess", ", ".join(f"{key}={value}" for key, value in settings.items() if key in used)))
+    storage = summary["storage"]
+    rows.append(("compression", f"{storage['compression']} ({storage['reason']})" if storage["reason"] else storage["compression"]))
+    rows.append(("loss", f"{storage['largest_error']:.2g} at most, by the stored type"))
+    rows.append(("layout", storage["layout"]))
+    rows.append(("filesystem", summary["filesystem"]["name"]))
+    rows += [("", line) for line in summary["filesystem"]["advice"]]
     rows.append(("manifest", summary["manifest_hash"]))
     return rows
 

@@ -9,7 +9,6 @@ takes part in the sum.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,12 +30,13 @@ _NO_DRAW = np.zeros(2, np.int32)  # validation has no random layers
 class TrainingData:
     """Draws training examples; one object a run."""
 
-    def __init__(self, dataset: str | Path, manifest: Manifest, config: DataConfig, seed: int, batch: int) -> None:
+    def __init__(self, reader: ShardReader, config: DataConfig, seed: int, batch: int) -> None:
+        manifest = reader.manifest
         self.manifest, self.config, self.seed, self.batch = manifest, config, seed, batch
         self.hash = manifest.hash()
         self.samples = manifest.of_split(config.train_split)
         self.draws = config.patches_per_volume if manifest.task == "segmentation" else 1
-        self.reader = ShardReader(Path(dataset), manifest)
+        self.reader = reader
 
     def plan(self, epoch: int) -> EpochPlan:
         """The plan of one epoch."""
@@ -104,10 +104,11 @@ class TrainingData:
 class ValidationData:
     """The whole validation split in a fixed order: tiles of each volume, or each image once."""
 
-    def __init__(self, dataset: str | Path, manifest: Manifest, config: DataConfig, batch: int) -> None:
+    def __init__(self, reader: ShardReader, config: DataConfig, batch: int) -> None:
+        manifest = reader.manifest
         self.manifest, self.config, self.batch = manifest, config, batch
         self.samples = manifest.of_split(config.val_split)
-        self.reader = ShardReader(Path(dataset), manifest)
+        self.reader = reader
         whole: list[Tile | None] = [None]
         self.items: list[tuple[int, Tile | None]] = [
             (index, tile)

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pydantic
 
@@ -21,7 +21,7 @@ from ..config import PreprocessConfig, SplitConfig
 from ..errors import DatasetError
 from ..files import write_json
 
-SCHEMA = 1
+SCHEMA = 2
 NAME = "manifest.json"
 SPLITS = ("train", "val", "test")
 
@@ -40,6 +40,9 @@ class Sample(_Entry):
         patient: pseudonym of the patient; splits are made by it.
         shape: (D, H, W, C) of the stored image.
         dtype: of the stored image.
+        scale, offset: value = stored * scale + offset.
+        error: largest difference that storing made to a voxel.
+        chunk, block: voxels (D, H, W) of the cut, see `chunks.py`; of image and mask alike.
         spacing: mm along D, H, W.
         affine: rows of the (4, 4) index-to-LPS matrix of the stored grid.
         label: class index (classification), None otherwise.
@@ -53,6 +56,11 @@ class Sample(_Entry):
     patient: str
     shape: tuple[int, int, int, int]
     dtype: str
+    scale: float = 1.0
+    offset: float = 0.0
+    error: float = 0.0
+    chunk: tuple[int, int, int] = (1, 1, 1)
+    block: tuple[int, int, int] = (1, 1, 1)
     spacing: tuple[float, float, float]
     affine: tuple[tuple[float, float, float, float], ...]
     modality: str
@@ -60,6 +68,28 @@ class Sample(_Entry):
     class_voxels: tuple[int, ...] | None
     split: Literal["train", "val", "test"]
     shard: str
+    sha256: str
+
+
+class Storage(_Entry):
+    """How the samples were stored.
+
+    Attributes:
+        patch: (D, H, W) for which chunks and blocks were planned.
+        compression: none, lz4, zstd or gzip.
+        reason: why this compression.
+    """
+
+    patch: tuple[int, int, int]
+    compression: str
+    reason: str = ""
+
+
+class ShardFile(_Entry):
+    """One shard: file name, bytes, hex SHA-256 of the file."""
+
+    name: str
+    bytes: int
     sha256: str
 
 
@@ -72,11 +102,22 @@ class Manifest(_Entry):
     channels: int
     preprocess: PreprocessConfig
     split: SplitConfig
+    storage: Storage = Storage(patch=(1, 1, 1), compression="none")
     samples: tuple[Sample, ...]
+    shards: tuple[ShardFile, ...] = ()
 
     def hash(self) -> str:
-        """Hex SHA-256 of the canonical JSON: equal hashes mean equal content, order, splits and preprocessing."""
-        text = json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":"))
+        """Hex SHA-256 of the canonical JSON: equal hashes mean equal content, order, splits and preprocessing.
+
+        How it is stored (storage, chunks, the shards' own hashes) is not content.
+        """
+        stored: dict[str, Any] = {"storage": True, "shards": True, "samples": {"__all__": {"chunk", "block"}}}
+        text = json.dumps(self.model_dump(mode="json", by_alias=True, exclude=stored), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def files_hash(self) -> str:
+        """Hex SHA-256 of content and files: equal hashes mean equal shards, to the byte."""
+        text = "\n".join([self.hash(), *(f"{shard.name} {shard.sha256}" for shard in self.shards)])
         return hashlib.sha256(text.encode()).hexdigest()
 
     def of_split(self, split: str) -> list[Sample]:
@@ -117,6 +158,9 @@ def load(dataset: str | Path) -> Manifest:
     for sample in manifest.samples:
         if Path(sample.shard).name != sample.shard or sample.shard in ("", ".", ".."):
             raise DatasetError(f"{path}: sample {sample.id}: shard '{sample.shard}' is not a file of this folder")
+    for shard in manifest.shards:
+        if Path(shard.name).name != shard.name or shard.name in ("", ".", ".."):
+            raise DatasetError(f"{path}: shard '{shard.name}' is not a file of this folder")
     return manifest
 
 

@@ -4,9 +4,11 @@ A shard is an HDF5 file::
 
     /                  attributes: format, schema
     /samples/<id>      attributes: sha256, label (-1: none), spacing (3,), affine (4, 4)
-        image          (D, H, W, C) float32 or float16, chunked (d, h, w, C)
+        image          (D, H, W, C) uint8, int16, float16 or float32, chunked (d, h, w, C); attributes: scale, offset
         mask           (D, H, W) uint8, chunked (d, h, w); only with a mask
         foreground     (N, 3) int32, voxels of the mask with a class above 0; only with a mask
+        blocks/image   start, check, head: where the blocks of each chunk lie, see `frames.py`; attributes: block (3,), check
+        blocks/mask    the same
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ SAMPLES = "samples"
 IMAGE = "image"
 MASK = "mask"
 FOREGROUND = "foreground"
+BLOCKS = "blocks"
 
 FOREGROUND_PER_CLASS = 4096
 _GOLDEN = 0.6180339887498949
@@ -31,13 +34,16 @@ def shard_name(index: int) -> str:
     return f"shard-{index:05d}.h5"
 
 
-def content_hash(image: np.ndarray, mask: np.ndarray | None, label: int | None) -> str:
+def content_hash(
+    image: np.ndarray, mask: np.ndarray | None, label: int | None, scale: float = 1.0, offset: float = 0.0
+) -> str:
     """Hex SHA-256 over type, shape and bytes of what a sample holds.
 
     Args:
         image: ``(D, H, W, C)`` in the stored type.
         mask: uint8 ``(D, H, W)`` or None.
         label: class index or None.
+        scale, offset: of the stored values.
     """
     digest = hashlib.sha256()
     for name, array in ((IMAGE, image), (MASK, mask)):
@@ -48,7 +54,7 @@ def content_hash(image: np.ndarray, mask: np.ndarray | None, label: int | None) 
         array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
         digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
-    digest.update(f"label {label}\n".encode())
+    digest.update(f"label {label} scale {scale!r} offset {offset!r}\n".encode())
     return digest.hexdigest()
 
 
@@ -81,16 +87,6 @@ def foreground_voxels(mask: np.ndarray, per_class: int = FOREGROUND_PER_CLASS) -
 def class_voxels(mask: np.ndarray, classes: int) -> tuple[int, ...]:
     """Voxels of each class; ``mask`` holds values below ``classes`` only."""
     return tuple(int(count) for count in np.bincount(mask.reshape(-1), minlength=classes))
-
-
-def chunk_shape(shape: Sequence[int], chunk: Sequence[int]) -> tuple[int, ...]:
-    """Chunk of a dataset: the configured (d, h, w), at most the volume's; all channels together.
-
-    Args:
-        shape: ``(D, H, W)`` or ``(D, H, W, C)``.
-        chunk: ``(d, h, w)``.
-    """
-    return (*(min(n, c) for n, c in zip(shape[:3], chunk, strict=True)), *shape[3:])
 
 
 def plan_shards(sizes: Sequence[int], target: float) -> list[list[int]]:

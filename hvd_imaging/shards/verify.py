@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..communicator import Communicator, together
 from ..errors import DatasetError
 from . import schema
-from .manifest import Manifest, Sample, load
+from .manifest import Manifest, Sample, ShardFile, load
 from .reader import ShardReader
 
-Progress = Callable[[Sequence[Sample], str], Iterable[Sample]]
+Progress = Callable[[Sequence[Any], str], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Problem:
     """One damaged sample.
 
     Attributes:
-        sample: pseudonymous id.
+        sample: pseudonymous id; "" for the shard as a whole.
         shard: file name inside the dataset.
         reason: what was expected and found.
     """
@@ -36,7 +38,7 @@ def check_sample(reader: ShardReader, sample: Sample) -> Problem | None:
     """Compare one sample's stored content with its manifest entry."""
     try:
         image, mask = reader.read_stored(sample)
-        found = schema.content_hash(image, mask, sample.label)
+        found = schema.content_hash(image, mask, sample.label, sample.scale, sample.offset)
         if found != sample.sha256:
             return Problem(
                 sample.id, sample.shard, f"content differs: expected SHA-256 {sample.sha256[:12]}, found {found[:12]}"
@@ -45,6 +47,26 @@ def check_sample(reader: ShardReader, sample: Sample) -> Problem | None:
             return Problem(sample.id, sample.shard, "the list of foreground voxels does not belong to the mask")
     except DatasetError as error:
         return Problem(sample.id, sample.shard, str(error.__cause__ or error))
+    return None
+
+
+def check_file(dataset: Path, shard: ShardFile) -> Problem | None:
+    """Compare a shard's bytes with the manifest: finds also what no sample needs, such as HDF5's own tables."""
+    digest = hashlib.sha256()
+    try:
+        size = (dataset / shard.name).stat().st_size
+        if size != shard.bytes:
+            return Problem("", shard.name, f"the file has {size} bytes, expected {shard.bytes}")
+        with open(dataset / shard.name, "rb") as file:
+            while piece := file.read(1 << 22):
+                digest.update(piece)
+    except FileNotFoundError:
+        return Problem("", shard.name, "the shard is missing")
+    except OSError as error:
+        return Problem("", shard.name, f"the file can not be read ({error.strerror})")
+    found = digest.hexdigest()
+    if found != shard.sha256:
+        return Problem("", shard.name, f"the file differs: expected SHA-256 {shard.sha256[:12]}, found {found[:12]}")
     return None
 
 
@@ -66,10 +88,10 @@ def check_patients(manifest: Manifest) -> list[Problem]:
 def verify(
     dataset: str | Path, communicator: Communicator, progress: Progress | None = None
 ) -> list[Problem]:
-    """All problems of a dataset, in manifest order, on every rank.
+    """All problems of a dataset, in manifest order, on every rank: first of samples, then of shards.
 
     Args:
-        progress: called with this rank's samples and a description; yields them and may draw a bar meanwhile.
+        progress: called with this rank's samples or shards and a description; yields them and may draw a bar meanwhile.
 
     Raises:
         DatasetError: there is no readable manifest.
@@ -86,6 +108,16 @@ def verify(
                     found.append(problem)
         return found
 
-    mine = together(communicator, check)
-    parts = communicator.gather([[problem.sample, problem.shard, problem.reason] for problem in mine])
-    return check_patients(manifest) + [Problem(*problem) for part in parts for problem in part]
+    def check_files() -> list[Problem]:
+        mine = communicator.world.part(manifest.shards)
+        results = [check_file(Path(dataset), shard) for shard in (mine if progress is None else progress(mine, "hashing shards"))]
+        return [problem for problem in results if problem is not None]
+
+    def everywhere(act: Callable[[], list[Problem]]) -> list[Problem]:
+        parts = communicator.gather([[p.sample, p.shard, p.reason] for p in together(communicator, act)])
+        return [Problem(*problem) for part in parts for problem in part]
+
+    found = check_patients(manifest) + everywhere(check)
+    named = {problem.shard for problem in found}
+    # A sample that is named says more than its shard.
+    return found + [problem for problem in everywhere(check_files) if problem.shard not in named]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import os
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,14 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import hdf5plugin  # noqa: F401  registers its filters, outside h5py's lock: so not in a thread, later
 import numpy as np
+from h5py._objects import phil
 
 from ..config import PreprocessConfig, ShardConfig, SplitConfig
 from ..errors import DatasetError
 from ..files import atomic_path
+from . import codec, frames, schema
 from . import manifest as manifests
-from . import schema
-from .manifest import Manifest, Sample, Task
+from .chunks import Layout, plan_layout
+from .frames import CODECS
+from .manifest import Manifest, Sample, ShardFile, Storage, Task
+from .storage import encode
 
 MEGABYTE = 1_000_000
 
@@ -28,11 +36,12 @@ class Record:
     Attributes:
         id: pseudonym; the name of its HDF5 group.
         patient: pseudonym of the patient.
-        image: ``(D, H, W, C)``, any float type; stored as ``ShardConfig.dtype``.
+        image: ``(D, H, W, C)``, any real type; stored as ``ShardConfig.dtype``.
         mask: uint8 ``(D, H, W)`` or None.
         affine: ``(4, 4)`` index to LPS in mm.
         modality: "CT", "MR", ...
         label: class index or None.
+        scale, offset, error: of a stored image, see `storage.Stored`.
     """
 
     id: str
@@ -42,6 +51,9 @@ class Record:
     affine: np.ndarray
     modality: str = ""
     label: int | None = None
+    scale: float = 1.0
+    offset: float = 0.0
+    error: float = 0.0
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -50,21 +62,21 @@ class Record:
         return float(d), float(h), float(w)
 
     def stored(self, config: ShardConfig) -> Record:
-        """The same record with the image in the stored type (values beyond float16's range are held at its ends)."""
-        dtype = np.dtype(config.dtype)
-        image = self.image
-        if dtype == np.float16:
-            limit = float(np.finfo(np.float16).max)
-            image = np.clip(image, -limit, limit)
-        return Record(
-            self.id,
-            self.patient,
-            np.ascontiguousarray(image, dtype),
-            None if self.mask is None else np.ascontiguousarray(self.mask, np.uint8),
-            self.affine,
-            self.modality,
-            self.label,
+        """The same record with the image in its stored type."""
+        stored = encode(self.image, config.dtype, config.max_error)
+        return dataclasses.replace(
+            self,
+            image=stored.array,
+            mask=None if self.mask is None else np.ascontiguousarray(self.mask, np.uint8),
+            scale=stored.scale,
+            offset=stored.offset,
+            error=stored.error,
         )
+
+    def layout(self, config: ShardConfig) -> Layout:
+        """The cut of a stored record's image and mask."""
+        voxel = self.image.dtype.itemsize * self.image.shape[3]
+        return plan_layout(self.image.shape, config.patch, voxel, config.chunk)
 
     @property
     def bytes(self) -> int:
@@ -72,17 +84,23 @@ class Record:
         return int(self.image.nbytes) + (0 if self.mask is None else int(self.mask.nbytes))
 
 
-def describe(record: Record, classes: int, shard: str, split: str = "train") -> Sample:
+def describe(record: Record, classes: int, shard: str, config: ShardConfig, split: str = "train") -> Sample:
     """The manifest's entry of a record that is in its stored type.
 
     Args:
         classes: number of classes, for `Sample.class_voxels`.
     """
+    layout = record.layout(config)
     return Sample(
         id=record.id,
         patient=record.patient,
         shape=tuple(record.image.shape),
         dtype=record.image.dtype.name,
+        scale=record.scale,
+        offset=record.offset,
+        error=record.error,
+        chunk=layout.chunk,
+        block=layout.block,
         spacing=record.spacing,
         affine=tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in record.affine),
         modality=record.modality,
@@ -90,23 +108,35 @@ def describe(record: Record, classes: int, shard: str, split: str = "train") -> 
         class_voxels=None if record.mask is None else schema.class_voxels(record.mask, classes),
         split=split,
         shard=shard,
-        sha256=schema.content_hash(record.image, record.mask, record.label),
+        sha256=_hash(record),
     )
 
 
-def write_shard(path: Path, records: Iterable[Record], config: ShardConfig) -> None:
+def _hash(record: Record) -> str:
+    return schema.content_hash(record.image, record.mask, record.label, record.scale, record.offset)
+
+
+def write_shard(path: Path, records: Iterable[Record], config: ShardConfig) -> ShardFile:
     """Write one HDF5 file atomically; records are taken one at a time, so one sample is in memory.
+
+    Args:
+        records: in their stored types (`Record.stored`).
+        config: with a resolved compression.
 
     Raises:
         DatasetError: the file can not be written (full disk, no permission).
     """
     try:
-        with atomic_path(path) as temporary, h5py.File(temporary, "w", locking=False) as file:
-            file.attrs["format"] = np.bytes_(schema.FORMAT)
-            file.attrs["schema"] = np.int64(manifests.SCHEMA)
-            samples = file.create_group(schema.SAMPLES)
-            for record in records:
-                _write_sample(samples, record.stored(config), config)
+        with atomic_path(path) as temporary:
+            with h5py.File(temporary, "w", locking=False) as file:
+                file.attrs["format"] = np.bytes_(schema.FORMAT)
+                file.attrs["schema"] = np.int64(manifests.SCHEMA)
+                samples = file.create_group(schema.SAMPLES)
+                for record in records:
+                    _write_sample(samples, record, config)
+            with open(temporary, "rb") as written:
+                digest = hashlib.file_digest(written, "sha256") if hasattr(hashlib, "file_digest") else _digest(written)
+            return ShardFile(name=path.name, bytes=temporary.stat().st_size, sha256=digest.hexdigest())
     except OSError as error:
         reason = error.strerror or str(error)
         raise DatasetError(f"{path.name}: can not be written ({reason}); check space and permissions") from error
@@ -114,24 +144,80 @@ def write_shard(path: Path, records: Iterable[Record], config: ShardConfig) -> N
 
 def _write_sample(samples: h5py.Group, record: Record, config: ShardConfig) -> None:
     group = samples.create_group(record.id)
-    group.attrs["sha256"] = np.bytes_(schema.content_hash(record.image, record.mask, record.label))
+    group.attrs["sha256"] = np.bytes_(_hash(record))
     group.attrs["label"] = np.int64(-1 if record.label is None else record.label)
     group.attrs["spacing"] = np.asarray(record.spacing, np.float64)
     group.attrs["affine"] = np.asarray(record.affine, np.float64)
-    _write_array(group, schema.IMAGE, record.image, config)
+    layout = record.layout(config)
+    tables = group.create_group(schema.BLOCKS)
+    image = _write_array(group, tables, schema.IMAGE, record.image, layout, config.compression)
+    image.attrs["scale"], image.attrs["offset"] = np.float64(record.scale), np.float64(record.offset)
     if record.mask is not None:
-        _write_array(group, schema.MASK, record.mask, config)
+        _write_array(group, tables, schema.MASK, record.mask, layout, config.compression)
         # Times of writing are left out everywhere: equal samples give equal bytes.
         group.create_dataset(schema.FOREGROUND, data=schema.foreground_voxels(record.mask), track_times=False)
 
 
-def _write_array(group: h5py.Group, name: str, array: np.ndarray, config: ShardConfig) -> None:
-    options: dict[str, Any] = {}
-    if config.compression != "none":
-        options = {"compression": config.compression, "shuffle": True}
-    group.create_dataset(
-        name, data=array, chunks=schema.chunk_shape(array.shape, config.chunk), track_times=False, **options
-    )
+def _write_array(
+    group: h5py.Group, tables: h5py.Group, name: str, array: np.ndarray, layout: Layout, compression: str
+) -> h5py.Dataset:
+    tail = array.shape[3:]
+    options: dict[str, Any] = {
+        "chunks": (*layout.chunk, *tail),
+        # HDF5 wants room for the whole of the last chunks.
+        "maxshape": (*(max(n, c) for n, c in zip(array.shape[:3], layout.chunk, strict=True)), *tail),
+        "track_times": False,
+    }
+    if compression == "gzip":
+        return group.create_dataset(name, data=array, compression="gzip", shuffle=True, **options)
+    if compression != "none":
+        options |= frames.filter_options(compression)
+    dataset = group.create_dataset(name, array.shape, array.dtype, **options)
+    start, check, head = [], [], []
+    for place, chunk in frames.cut(array, layout):
+        frame = frames.pack(chunk, layout, compression)
+        with phil:  # h5py lets go of its lock in this call, and HDF5 has none of its own
+            dataset.id.write_direct_chunk(place, frame.data)
+        start.append(frame.start)
+        check.append(frame.check)
+        head.append(frame.head)
+    table = tables.create_group(name)
+    columns = [np.stack(values) for values in (start, check, head)]
+    for key, values in zip(("start", "check", "head"), columns, strict=True):
+        table.create_dataset(key, data=values, track_times=False)
+    table.attrs["block"] = np.asarray(layout.block, np.int64)
+    table.attrs["check"] = np.int64(frames.table_check(*columns))
+    return dataset
+
+
+def _digest(file: Any) -> Any:
+    digest = hashlib.sha256()
+    while piece := file.read(1 << 22):
+        digest.update(piece)
+    return digest
+
+
+def settle(config: ShardConfig, sizes: int, image: np.ndarray | None, folder: Path) -> tuple[ShardConfig, Storage]:
+    """The configuration with a definite compression, and what the manifest says of it.
+
+    Args:
+        sizes: bytes of all samples.
+        image: one stored image ``(D, H, W, C)`` to measure on.
+        folder: on the disk that will hold the dataset.
+    """
+    if config.compression != "auto":
+        return config, Storage(patch=config.patch, compression=config.compression, reason="as configured")
+    name, reason = CODECS[0], "not measured: a small dataset stays in memory"
+    if sizes >= codec.ENOUGH and image is not None:
+        voxel = image.dtype.itemsize * image.shape[3]
+        layout = plan_layout(image.shape, config.patch, voxel, config.chunk)
+        try:
+            speed = codec.disk_speed(folder)
+        except OSError as error:
+            raise DatasetError(f"{folder}: can not be written ({error.strerror}); check space and permissions") from error
+        name, reason = codec.choose(codec.measure(image, layout), speed, os.cpu_count() or 1)
+    settled = config.model_copy(update={"compression": name})
+    return settled, Storage(patch=config.patch, compression=name, reason=reason)
 
 
 def write_dataset(
@@ -156,8 +242,11 @@ def write_dataset(
     dataset = Path(dataset)
     refuse_existing(dataset)
     ready = [record.stored(config) for record in sorted(records, key=lambda record: record.id)]
+    dataset.parent.mkdir(parents=True, exist_ok=True)
+    total = sum(record.bytes for record in ready)
+    config, storage = settle(config, total, ready[0].image if ready else None, dataset.parent)
     splits = manifests.assign_splits([record.patient for record in ready], split)
-    samples = []
+    samples, files = [], []
     building = dataset.parent / f".{dataset.name}.building"
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
@@ -165,8 +254,8 @@ def write_dataset(
         plan = schema.plan_shards([record.bytes for record in ready], config.shard_mb * MEGABYTE)
         for number, members in enumerate(plan):
             name = schema.shard_name(number)
-            write_shard(building / name, [ready[i] for i in members], config)
-            samples += [describe(ready[i], len(classes), name, splits[ready[i].patient]) for i in members]
+            files.append(write_shard(building / name, [ready[i] for i in members], config))
+            samples += [describe(ready[i], len(classes), name, config, splits[ready[i].patient]) for i in members]
         manifest = Manifest(
             schema=manifests.SCHEMA,
             task=task,
@@ -174,7 +263,9 @@ def write_dataset(
             channels=ready[0].image.shape[3] if ready else 1,
             preprocess=preprocess or PreprocessConfig(intensity="none"),
             split=split,
+            storage=storage,
             samples=tuple(samples),
+            shards=tuple(files),
         )
         manifests.save(building, manifest)
         publish(building, dataset)

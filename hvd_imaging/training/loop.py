@@ -25,6 +25,7 @@ from ..models.spec import ModelSpec
 from ..parallel.choose import settle
 from ..parallel.exchange import check_exchange, make_exchange
 from ..parallel.horovod import Horovod, is_peer_failure
+from ..pipeline.cache import open_cache
 from ..pipeline.dataset import TrainingData, ValidationData
 from ..pipeline.plan import Cut, balanced_cut, busiest, check_fits, equal_cut
 from ..shards import manifest as manifests
@@ -117,10 +118,13 @@ class Trainer:
         manifest = together(hvd, lambda: manifests.load(config.data.dataset))
         self.spec = together(hvd, lambda: make_spec(config, manifest, directory.name))
         _prepare_numerics(config.train)
-        self.data = TrainingData(config.data.dataset, manifest, config.data, config.train.seed, config.train.batch_size)
+        dataset = Path(config.data.dataset)
+        self.cache = together(hvd, lambda: open_cache(config.data.cache, dataset, manifest, world, self._say))
+        reader = self.cache.reader(dataset, manifest)
+        self.data = TrainingData(reader, config.data, config.train.seed, config.train.batch_size)
         self.cut = together(hvd, lambda: self._first_cut())
         rows = max(1, config.train.batch_size // (config.train.exact_parts if self._exact else world.size))
-        self.validation = ValidationData(config.data.dataset, manifest, config.data, rows)
+        self.validation = ValidationData(reader, config.data, rows)
         self.model = together(hvd, lambda: models.build(self.spec))
         self.optimizer = make_optimizer(config.train)
         self.optimizer.build(self.model.trainable_variables)
@@ -133,6 +137,7 @@ class Trainer:
         )
         self.heart.watch_saving(lambda: self.writer.busy)
         try:
+            self.cache.start()
             self._begin(resume, weights_of_class)
         except BaseException:
             self.close()
@@ -382,6 +387,11 @@ class Trainer:
         if self.heart is not None:
             self.heart.close()
         self.writer.wait()
+        self.cache.close()
+
+    def _say(self, message: str) -> None:
+        """Of the caches: each rank's own, as each node has its own memory and disk."""
+        print(f"hvd-imaging: warning: rank {self.world.rank}: {message}", file=sys.stderr)
 
     def _stalled(self, message: str) -> None:
         # In the heartbeat's thread: the main one hangs in a collective call and would never see an exception.

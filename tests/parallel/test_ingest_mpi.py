@@ -16,7 +16,7 @@ from mpi_tools import mpirun, mpirun_path
 pytestmark = [pytest.mark.mpi, pytest.mark.skipif(mpirun_path() is None, reason="no mpirun")]
 
 MAIN = [sys.executable, "-m", "hvd_imaging.cli.main"]
-OPTIONS = ["--set", "preprocess.spacing=[3,2,2]", "--set", "shards.shard_mb=0.005", "--set", "split.val=0.3"]
+OPTIONS = ["--set", "preprocess.spacing=[3,2,2]", "--set", "shards.shard_mb=0.002", "--set", "split.val=0.3"]
 
 
 @pytest.fixture(scope="module")

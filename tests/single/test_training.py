@@ -15,6 +15,7 @@ from hvd_imaging.parallel.horovod import Horovod, check_build
 from hvd_imaging.pipeline.dataset import TrainingData, patch_start
 from hvd_imaging.pipeline.plan import equal_cut, generator
 from hvd_imaging.shards import manifest as manifests
+from hvd_imaging.shards.reader import ShardReader
 from hvd_imaging.training import checkpoint
 from hvd_imaging.training.callbacks import Silent
 from hvd_imaging.training.events import epoch_records, read_events
@@ -229,8 +230,8 @@ def test_layers_that_depend_on_the_ranks_are_refused(data, tmp_path, builder, me
 def test_examples_depend_on_seed_epoch_and_item_alone(data):
     config = settings(data).data
     manifest = manifests.load(data / "seg")
-    one = TrainingData(data / "seg", manifest, config, 0, 3)
-    two = TrainingData(data / "seg", manifest, config, 0, 5)
+    one = TrainingData(ShardReader(data / "seg", manifest), config, 0, 3)
+    two = TrainingData(ShardReader(data / "seg", manifest), config, 0, 5)
     two.example(0, 0)
     for item in (3, 1):
         for a, b in zip(one.example(2, item), two.example(2, item), strict=True):
@@ -240,7 +241,7 @@ def test_examples_depend_on_seed_epoch_and_item_alone(data):
 
 def test_local_batches_join_to_the_global_batch(data):
     manifest = manifests.load(data / "seg")
-    source = TrainingData(data / "seg", manifest, settings(data).data, 0, 3)
+    source = TrainingData(ShardReader(data / "seg", manifest), settings(data).data, 0, 3)
     whole = list(source.batches(range(2), 1, equal_cut(1), 0))
     assert len(whole) == 2 * source.plan(0).steps - 1
     parts = [list(source.batches(range(2), 1, equal_cut(2), rank)) for rank in range(2)]
