@@ -65,6 +65,37 @@ def guarantees(quick: bool, path: str | None) -> None:
     _show("guarantees", *measure(quick, lambda text: click.echo(text, err=True)), path)
 
 
+@command.command()
+@click.argument("dataset", required=False, type=click.Path(exists=True, file_okay=False))
+@click.option("--quick", is_flag=True, help="End within a minute.")
+@click.option("--json", "path", type=click.Path(dir_okay=False), help="Write the measurements here.")
+@click.option("--png", type=click.Path(dir_okay=False), help="Draw the picture here.")
+@click.option(
+    "--step-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    default=323.0,
+    show_default=True,
+    help="Step of the accelerator to be fed, batch 7 (MLPerf Storage: U-Net 3D on an H100).",
+)
+def io(dataset: str | None, quick: bool, path: str | None, png: str | None, step_ms: float) -> None:
+    """Reading patches and volumes, beside raw reads and other formats.
+
+    Made volumes are written to TMPDIR: set it to measure another disk. DATASET: its train samples are read too. "cold" asks
+    the system to drop the files from its page cache, which it may decline.
+    """
+    from ..bench.io import measure
+
+    rows, figures = measure(dataset, quick, step_ms, lambda text: click.echo(text, err=True))
+    _show("io", rows, figures, path)
+    if png:
+        from pathlib import Path
+
+        from ..reporting.io_plot import draw_io
+
+        draw_io(Path(png), [row.to_json() for row in rows])
+        click.echo(f"written: {png}")
+
+
 def _show(name: str, rows: Sequence[Row], figures: Sequence[Figure], path: str | None) -> None:
     from rich.console import Console
     from rich.table import Table

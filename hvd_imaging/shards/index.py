@@ -33,6 +33,8 @@ class ArrayIndex:
         layout: voxels of chunk and block.
         offsets, frames, start, check, head, lengths, seen: see there.
         longest: bytes of the longest chunk.
+        mappable: plain items at whole multiples of their size, which can be used where they stand.
+        end: first byte of the file after all chunks.
     """
 
     dtype: np.dtype
@@ -48,6 +50,8 @@ class ArrayIndex:
     lengths: np.ndarray
     seen: np.ndarray
     longest: int
+    mappable: bool
+    end: int
 
     def touched(self, low: Sequence[int], high: Sequence[int]) -> list[int]:
         """Numbers of the chunks that hold voxels from ``low`` up to ``high``."""
@@ -122,6 +126,7 @@ def of_array(array: h5py.Dataset, table: h5py.Group | None, file_bytes: int) -> 
     return ArrayIndex(
         array.dtype, tuple(array.shape), packed, layout, offsets, sizes, begins, start, check, head, lengths,
         np.zeros(check.shape, np.uint8), int(start[:, -1].max(initial=0)),
+        not packed and not (offsets % array.dtype.itemsize).any(), int((offsets + sizes).max(initial=0)),
     )  # fmt: skip
 
 

@@ -170,7 +170,7 @@ def read(
     """Read the voxels from ``low`` up to ``high`` into ``out``. All triples are along (D, H, W x C).
 
     Args:
-        fd: file descriptor.
+        fd: file descriptor; -1: ``source`` is the whole file, mapped, and nothing is read.
         packed: Blosc2, else plain bytes.
         item: bytes of a stored item.
         mode: what becomes of the items.
@@ -211,7 +211,7 @@ def read(
                 x0, x1 = max(low[2] - gx * cx, 0), min(high[2] - gx * cx, cx)
                 first, last = offsets[c] + i64(start[c, k0]), offsets[c] + i64(start[c, k1 + 1])
                 info[0], info[1] = c, k0
-                if last > first and not (have <= first and last <= until):
+                if fd >= 0 and last > first and not (have <= first and last <= until):
                     # These blocks and those of the chunks after it in this row, as long as the gaps are small.
                     end = last
                     for other in range(c + 1, row + gx1 + 1):
@@ -225,7 +225,8 @@ def read(
                     if _pread(fd, source.ctypes.data + room, u64(end - first), first) != end - first:
                         return SHORT_READ
                     have, until = first, end
-                at = room + offsets[c] - have  # of the HDF5 chunk in ``source``; may lie before what was read
+                # Of the HDF5 chunk in ``source``; may lie before what was read.
+                at = room + offsets[c] - have if fd >= 0 else offsets[c]
                 if packed:
                     at = room if last == first else at
                     begin = at + frames[c]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import mmap
 import os
 import threading
 import time
@@ -22,6 +23,7 @@ import h5py
 import hdf5plugin  # noqa: F401  registers its filters, outside h5py's lock: so not in a thread, later
 import numpy as np
 
+from .. import filesystem
 from ..errors import DatasetError
 from . import index as indices
 from . import kernel, schema
@@ -247,8 +249,9 @@ class ShardReader:
                 table.seen.fill(0)  # what was compared was another file
                 self._checked[sample.id, name] = path
             try:
-                with self._descriptors.of(path) as descriptor:
-                    result = self._call(descriptor, sample, table, table.seen, low, high, out, origin, failed)
+                with self._descriptors.of(path) as file:
+                    mapped = file.mapped(table.end) if table.mappable else None
+                    result = self._call(file.descriptor, sample, table, table.seen, low, high, out, origin, failed, mapped)
                 reason = "the file gives fewer bytes than it should"
             except OSError as error:
                 result, reason = loop.SHORT_READ, error.strerror or type(error).__name__
@@ -286,8 +289,8 @@ class ShardReader:
         found = self._chunks.get(keys, [int(table.sizes[number]) for number in numbers])
 
         def original(number: int) -> bytes:
-            with self._descriptors.of(self._originals.path(sample.shard)) as descriptor:
-                return os.pread(descriptor, int(table.sizes[number]), int(table.offsets[number]))
+            with self._descriptors.of(self._originals.path(sample.shard)) as file:
+                return os.pread(file.descriptor, int(table.sizes[number]), int(table.offsets[number]))
 
         fresh: dict[str, bytes] = {}
         try:
@@ -323,6 +326,7 @@ class ShardReader:
         out: np.ndarray,
         origin: tuple[int, ...],
         failed: np.ndarray,
+        mapped: np.ndarray | None = None,
     ) -> int:
         scratch, loop = self._scratch, self._loop
         assert scratch is not None
@@ -331,11 +335,11 @@ class ShardReader:
         room = max(table.longest, table.head.shape[1], _ROW)
         scratch.fit(2 * (room + 63 & ~63), math.prod(table.layout.block) * channels * item)
         return loop.read(
-            descriptor, table.packed, item, _mode(loop, table.dtype, out.dtype), table.offsets, table.frames, table.start,
+            descriptor if mapped is None else -1, table.packed, item, _mode(loop, table.dtype, out.dtype), table.offsets, table.frames, table.start,
             table.check, table.head, table.lengths, seen, table.layout.grid(table.shape), _wide(table.layout.chunk, channels),
             table.layout.block[0], _wide(low, channels), _wide(high, channels), out.reshape(-1).view(np.uint8),
             _wide(out.shape, channels), _wide(origin, channels), np.float32(sample.scale), np.float32(sample.offset),
-            scratch.context, scratch.source, scratch.block, _GAP, failed,
+            scratch.context, scratch.source if mapped is None else mapped, scratch.block, _GAP, failed,
         )  # fmt: skip
 
     def _index(self, sample: Sample, name: str) -> ArrayIndex | None:
@@ -440,49 +444,82 @@ class ShardReader:
         return file
 
 
+class _Open:
+    """An open file: ``descriptor``, how many ``readers`` it has now, and its pages."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.readers = 0
+        self._pages: np.ndarray | None = None
+        self._may_map: bool | None = None
+
+    def mapped(self, end: int) -> np.ndarray | None:
+        """uint8 view of the whole file, where the disk is the node's own; None: read it.
+
+        A mapped page that can not be read ends the process, so a parallel filesystem, which may fail for a moment, is not mapped.
+
+        Raises:
+            OSError: the file is shorter than ``end``.
+        """
+        if self._may_map is None:
+            self._may_map = filesystem.of(self.path).kind in ("local", "memory")
+        if not self._may_map:
+            return None
+        size = os.fstat(self.descriptor).st_size
+        if size < end:
+            raise OSError(0, "the file gives fewer bytes than it should")
+        if self._pages is None:
+            # Private, so that NumPy has an ordinary array; nobody writes to it.
+            self._pages = np.frombuffer(mmap.mmap(self.descriptor, size, access=mmap.ACCESS_COPY), np.uint8)
+        return self._pages
+
+
 class _Descriptors:
-    """Open file descriptors, the last used ones; none is closed while a thread reads from it."""
+    """Open files, the last used ones; none is closed while a thread reads from it."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._open: OrderedDict[Path, list[int]] = OrderedDict()  # path -> [descriptor, readers]
+        self._open: OrderedDict[Path, _Open] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._open)
 
     @contextlib.contextmanager
-    def of(self, path: Path) -> Iterator[int]:
-        """The descriptor of a file while the block runs. Raises OSError."""
+    def of(self, path: Path) -> Iterator[_Open]:
+        """The open file while the block runs. Raises OSError."""
         with self._lock:
             entry = self._open.get(path)
             if entry is None:
-                entry = self._open[path] = [os.open(path, os.O_RDONLY | os.O_CLOEXEC), 0]
+                entry = self._open[path] = _Open(path)
             self._open.move_to_end(path)
-            entry[1] += 1
+            entry.readers += 1
             self._trim(self._limit)
         try:
-            yield entry[0]
+            yield entry
         finally:
             with self._lock:
-                entry[1] -= 1
-                if self._open.get(path) is not entry and entry[1] == 0:
-                    os.close(entry[0])
+                entry.readers -= 1
+                if self._open.get(path) is not entry and entry.readers == 0:
+                    os.close(entry.descriptor)
 
     def forget(self, path: Path) -> None:
         """Open the file anew at its next use."""
         with self._lock:
             entry = self._open.pop(path, None)
-            if entry is not None and entry[1] == 0:
-                os.close(entry[0])
+            if entry is not None and entry.readers == 0:
+                os.close(entry.descriptor)
 
     def close(self) -> None:
+        """Close what nobody reads from."""
         with self._lock:
             self._trim(0)
 
     def _trim(self, limit: int) -> None:
-        for path in [path for path, entry in self._open.items() if entry[1] == 0][: max(len(self._open) - limit, 0)]:
-            os.close(self._open.pop(path)[0])
+        idle = [path for path, entry in self._open.items() if entry.readers == 0]
+        for path in idle[: max(len(self._open) - limit, 0)]:
+            os.close(self._open.pop(path).descriptor)
 
 
 def _inside(file: h5py.File, path: str) -> Any:

@@ -15,6 +15,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hvd_imaging import filesystem
 from hvd_imaging.communicator import Alone
 from hvd_imaging.config import ShardConfig
 from hvd_imaging.errors import DatasetError
@@ -62,9 +63,17 @@ COMPRESSIONS = ["none", "lz4", "zstd", "gzip"]
 TYPES = ["uint8", "int16", "float16", "float32"]
 
 
+@pytest.fixture(params=[True, False], ids=["own disk", "shared disk"])
+def own_disk(request, monkeypatch):
+    """Files of a node's own disk are mapped, others are read: both ways."""
+    found = filesystem.Filesystem("test", "local" if request.param else "nfs", not request.param)
+    monkeypatch.setattr(filesystem, "of", lambda path: found)
+    return request.param
+
+
 @pytest.mark.parametrize("kind", ["noise", "constant", "smooth", "zeros"])
 @pytest.mark.parametrize(("compression", "dtype"), itertools.product(COMPRESSIONS, TYPES))
-def test_hdf5_and_the_fast_reader_agree_with_the_source(tmp_path, compression, dtype, kind):
+def test_hdf5_and_the_fast_reader_agree_with_the_source(tmp_path, compression, dtype, kind, own_disk):
     image = source(kind, channels=2)
     mask = np.random.default_rng(1).integers(0, 4, SHAPE).astype(np.uint8)
     manifest = make(tmp_path / "d", image, mask, compression=compression, dtype=dtype, patch=(8, 8, 8))
@@ -84,6 +93,7 @@ def test_hdf5_and_the_fast_reader_agree_with_the_source(tmp_path, compression, d
 @given(data=st.data())
 def test_any_box_of_any_cut(data, tmp_path_factory):
     compression, channels = data.draw(st.sampled_from(["none", "lz4"])), data.draw(st.integers(1, 2))
+    kind = data.draw(st.sampled_from(["local", "nfs"]))
     cut = data.draw(st.sampled_from([(21, 30, 17), (8, 8, 8), (5, 7, 3), (16, 4, 16)]))
     dtype = data.draw(st.sampled_from(["uint8", "int16", "float32"]))
     folder = tmp_path_factory.getbasetemp() / f"boxes-{compression}-{channels}-{cut}-{dtype}"
@@ -94,7 +104,8 @@ def test_any_box_of_any_cut(data, tmp_path_factory):
     start = [data.draw(st.integers(0, n - 1)) for n in SHAPE]
     size = [data.draw(st.integers(1, n - a)) for n, a in zip(SHAPE, start, strict=True)]
     where = tuple(slice(a, a + n) for a, n in zip(start, size, strict=True))
-    with ShardReader(folder, manifest) as reader:
+    with pytest.MonkeyPatch.context() as patch, ShardReader(folder, manifest) as reader:
+        patch.setattr(filesystem, "of", lambda path: filesystem.Filesystem("test", kind, kind != "local"))
         found = reader.stored_box(manifest.samples[0], start, size)
     assert np.array_equal(found, by_hdf5(folder, manifest)[where])
 
@@ -188,7 +199,7 @@ def flip(path, place):
 
 
 @pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
-def test_a_flipped_byte_of_any_chunk_is_named_on_first_touch(tmp_path, compression):
+def test_a_flipped_byte_of_any_chunk_is_named_on_first_touch(tmp_path, compression, own_disk):
     manifest = make(tmp_path / "d", source("noise"), compression=compression, dtype="int16", chunk=(8, 8, 8))
     sample, path = manifest.samples[0], shard(tmp_path / "d", manifest)
     with h5py.File(path, "r", locking=False) as file:
@@ -256,8 +267,9 @@ def test_a_read_that_fails_for_a_moment_is_tried_again(tmp_path, monkeypatch):
         assert np.array_equal(reader.read_whole(manifest.samples[0])[0], image)
 
 
-def test_a_read_that_fails_for_good_names_the_file(tmp_path, monkeypatch):
-    manifest = make(tmp_path / "d", source("noise"), compression="lz4")
+@pytest.mark.parametrize("compression", ["none", "lz4"])
+def test_a_read_that_fails_for_good_names_the_file(tmp_path, monkeypatch, compression, own_disk):
+    manifest = make(tmp_path / "d", source("noise"), compression=compression)
     waits = []
     with ShardReader(tmp_path / "d", manifest) as reader:
         reader._index(manifest.samples[0], "image")
@@ -304,13 +316,13 @@ def test_a_file_is_not_closed_while_it_is_read(tmp_path):
     with descriptors.of(tmp_path / "a") as one:
         descriptors.forget(tmp_path / "a")
         with descriptors.of(tmp_path / "a") as two:
-            assert one != two and os.pread(one, 1, 0) == os.pread(two, 1, 0) == b"a"
+            assert one is not two and os.pread(one.descriptor, 1, 0) == os.pread(two.descriptor, 1, 0) == b"a"
             descriptors.close()
-            assert os.pread(two, 1, 0) == b"a"
+            assert os.pread(two.descriptor, 1, 0) == b"a"
     descriptors.close()
-    for number in (one, two):
+    for file in (one, two):
         with pytest.raises(OSError, match="Bad file descriptor"):
-            os.fstat(number)
+            os.fstat(file.descriptor)
     assert threading.active_count() < 50
 
 
