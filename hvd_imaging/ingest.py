@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 
 from .communicator import Alone, Communicator, together
-from .config import IngestConfig, PreprocessConfig
+from .config import IngestConfig, PreprocessConfig, ShardConfig
 from .errors import DatasetError, SourceError
 from .files import write_json
 from .preprocess.pipeline import preprocess, resolve
 from .privacy.pseudonym import load_or_make_key, pseudonym
 from .shards import manifest as manifests
 from .shards import schema
+from .shards.chunks import plan_layout
 from .shards.manifest import Manifest, Sample, ShardFile, Storage
 from .shards.writer import MEGABYTE, Record, describe, publish, refuse_existing, settle, write_shard
 from .sources import catalog as sources
@@ -181,7 +182,9 @@ def _build(
     compression, reason = communicator.broadcast(together(communicator, settled))
     shard_config = config.shards.model_copy(update={"compression": compression})
     storage = Storage(patch=shard_config.patch, compression=compression, reason=reason)
-    manifest = manifest.model_copy(update={"storage": storage})
+    manifest = manifest.model_copy(
+        update={"storage": storage, "samples": tuple(cut_for(sample, shard_config) for sample in manifest.samples)}
+    )
 
     shards: dict[str, list[Sample]] = {}
     for sample in manifest.samples:
@@ -312,6 +315,13 @@ def compose(
         split=config.split,
         samples=tuple(samples),
     )
+
+
+def cut_for(sample: Sample, config: ShardConfig) -> Sample:
+    """The sample with the chunks and blocks that ``config``, with a definite compression, gives it. Pure."""
+    voxel = np.dtype(sample.dtype).itemsize * sample.shape[3]
+    layout = plan_layout(sample.shape, config.patch, voxel, config.compression != "none", config.chunk)
+    return sample.model_copy(update={"chunk": layout.chunk, "block": layout.block})
 
 
 def _stage(

@@ -59,11 +59,14 @@ def expected_amplification(block: Sequence[int], patch: Sequence[int], shape: Se
     return math.prod(along(p, b, max(n, 1)) for p, b, n in zip(patch, block, shape[:3], strict=True))
 
 
-def plan_layout(shape: Sequence[int], patch: Triple, voxel_bytes: int, chunk: Triple | None = None) -> Layout:
+def plan_layout(
+    shape: Sequence[int], patch: Triple, voxel_bytes: int, compressed: bool, chunk: Triple | None = None
+) -> Layout:
     """The cut of a volume ``(D, H, W, ...)`` for reading patches.
 
-    The widest block, then the longest rows, then the most slices whose `expected_amplification` stays within `AMPLIFICATION`, at
-    most 32 KiB. A block divides the patch, so that an aligned patch reads nothing else.
+    Of the blocks whose `expected_amplification` stays within `AMPLIFICATION`, at most 32 KiB: those of the largest slices where
+    each has to be decoded, those with the longest rows where rows are only copied. A block divides the patch, so that an aligned
+    patch reads nothing else.
 
     Args:
         patch: (d, h, w) that will be read; longer than the volume: the volume's side counts.
@@ -84,7 +87,13 @@ def plan_layout(shape: Sequence[int], patch: Triple, voxel_bytes: int, chunk: Tr
         for d, h, w in itertools.product(*choices)
         if d * h * w * voxel_bytes <= _BLOCK_BYTES and expected_amplification((d, h, w), patch, shape) <= AMPLIFICATION
     ]
-    block = max(allowed, key=lambda b: (b[1] * min(b[2], _ROW), b[2] <= _ROW, b[2], b[0]))
+
+    def worth(block: Triple) -> tuple[int, ...]:
+        d, h, w = block
+        row = min(w, _ROW)
+        return (h * row, w <= _ROW, w, d) if compressed else (row, w <= _ROW, h, d)
+
+    block = max(allowed, key=worth)
     count = min(CHUNK_BYTES // (math.prod(block) * voxel_bytes), _BLOCKS, math.ceil(depth / block[0]))
     # As few chunks as that along the depth, all of one length.
     columns = math.ceil(depth / (max(count, 1) * block[0]))

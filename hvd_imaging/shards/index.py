@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,10 +55,31 @@ class ArrayIndex:
     mappable: bool
     end: int
 
+    @functools.cached_property
+    def grid(self) -> tuple[int, int, int]:
+        """Chunks along each axis."""
+        return self.layout.grid(self.shape)
+
+    @functools.cached_property
+    def channels(self) -> int:
+        """Items of a voxel."""
+        return math.prod(self.shape[3:])
+
+    @functools.cached_property
+    def chunk(self) -> tuple[int, int, int]:
+        """Items of a chunk along (D, H, W x C)."""
+        d, h, w = self.layout.chunk
+        return d, h, w * self.channels
+
+    @functools.cached_property
+    def block_bytes(self) -> int:
+        """Bytes of a decoded block."""
+        return math.prod(self.layout.block) * self.channels * self.dtype.itemsize
+
     def touched(self, low: Sequence[int], high: Sequence[int]) -> list[int]:
         """Numbers of the chunks that hold voxels from ``low`` up to ``high``."""
         ranges = [range(a // n, (b - 1) // n + 1) for a, b, n in zip(low, high, self.layout.chunk, strict=True)]
-        _, rows, columns = self.layout.grid(self.shape)
+        _, rows, columns = self.grid
         return [(d * rows + h) * columns + w for d, h, w in itertools.product(*ranges)]
 
     @property

@@ -34,6 +34,7 @@ _HALF_BIAS = np.float32(2.0**112)
 u32, u64, f32, i64 = np.uint32, np.uint64, np.float32, np.int64
 
 _pread = types.ExternalFunction("pread", types.int64(types.int32, types.intp, types.uint64, types.int64))
+_memcpy = types.ExternalFunction("memcpy", types.intp(types.uint64, types.uint64, types.uint64))
 _getitem = types.ExternalFunction(
     "blosc2_getitem_ctx",
     types.int32(types.intp, types.intp, types.int32, types.int32, types.int32, types.intp, types.int32),
@@ -94,18 +95,16 @@ def check_sum(data, at, size):
 
 
 @numba.njit(nogil=True)
-def _copy(data, p, pitch_y, pitch_z, out, o, out_y, out_z, depth, height, width):
+def _copy(data, p, pitch_y, pitch_z, out, o, out_y, out_z, depth, height, width, item):
+    """Bytes as they are; all of one row are moved at once."""
+    size = width * item
+    source, target = u64(data.ctypes.data), u64(out.ctypes.data)
     for _ in range(depth):
-        a, b = p, o
+        a, b = source + p * item, target + o * item
         for _ in range(height):
-            if width == u64(16):  # a length known to the compiler becomes a single move
-                for x in range(16):
-                    out[b + u64(x)] = data[a + u64(x)]
-            else:
-                for x in range(width):
-                    out[b + x] = data[a + x]
-            a += pitch_y
-            b += out_y
+            _memcpy(b, a, size)
+            a += pitch_y * item
+            b += out_y * item
         p += pitch_z
         o += out_z
 
@@ -144,11 +143,11 @@ def _widen(data, p, pitch_y, pitch_z, out, bits, o, out_y, out_z, depth, height,
 def _place(mode, data, p, pitch_y, pitch_z, out, o, out_y, out_z, depth, height, width, scale, offset):
     """Put depth x height rows of ``width`` items at their places; all places and pitches in items."""
     if mode == COPY1:
-        _copy(data, p, pitch_y, pitch_z, out, o, out_y, out_z, depth, height, width)
+        _copy(data, p, pitch_y, pitch_z, out, o, out_y, out_z, depth, height, width, u64(1))
     elif mode == COPY2:
-        _copy(data.view(np.uint16), p, pitch_y, pitch_z, out.view(np.uint16), o, out_y, out_z, depth, height, width)
+        _copy(data, p, pitch_y, pitch_z, out, o, out_y, out_z, depth, height, width, u64(2))
     elif mode == COPY4:
-        _copy(data.view(np.uint32), p, pitch_y, pitch_z, out.view(np.uint32), o, out_y, out_z, depth, height, width)
+        _copy(data, p, pitch_y, pitch_z, out, o, out_y, out_z, depth, height, width, u64(4))
     elif mode == FROM_UINT8:
         _scale(data, p, pitch_y, pitch_z, out.view(np.float32), o, out_y, out_z, depth, height, width, scale, offset)
     elif mode == FROM_INT16:
@@ -227,35 +226,42 @@ def read(
                     have, until = first, end
                 # Of the HDF5 chunk in ``source``; may lie before what was read.
                 at = room + offsets[c] - have if fd >= 0 else offsets[c]
+                begin = i64(0)
                 if packed:
                     at = room if last == first else at
                     begin = at + frames[c]
                     if begin < 0 or begin + lengths[c] > source.size:
                         return BAD_BLOCK
+                to = u64(gy * cy + y0 - origin[1]) * out_y + u64(gx * cx + x0 - origin[2])
                 for k in range(k0, k1 + 1):
-                    a, b = i64(start[c, k]), i64(start[c, k + 1])
-                    info[1] = k
                     if seen[c, k] == 0:
+                        a, b = i64(start[c, k]), i64(start[c, k + 1])
+                        info[1] = k
                         if check_sum(source, at + a, b - a) != check[c, k]:
                             return BAD_CHECK
                         seen[c, k] = 1
-                    if packed:
-                        if k == k0:
-                            for i in range(lengths[c]):
-                                source[begin + i] = head[c, i]
-                        size = _getitem(
-                            context, source.ctypes.data + begin, source.size - begin, k * items, items, scratch.ctypes.data,
-                            items * item,
-                        )  # fmt: skip
-                        if size != items * item:
-                            return BAD_BLOCK
-                        data, begins = scratch, i64(0)
-                    else:
-                        data, begins = source, (at + a) // item
-                    az, ez = max(z0, k * slices), min(z1, k * slices + slices)
-                    to = u64(gz * cz + az - origin[0]) * out_z + u64(gy * cy + y0 - origin[1]) * out_y
+                if not packed:  # all blocks of the chunk stand one after another
+                    begins = (at + i64(start[c, k0])) // item
                     _place(
-                        mode, data, u64(begins + ((az - k * slices) * cy + y0) * cx + x0), u64(cx), u64(cy * cx),
-                        out, to + u64(gx * cx + x0 - origin[2]), out_y, out_z, ez - az, y1 - y0, u64(x1 - x0), scale, offset,
+                        mode, source, u64(begins + ((z0 - k0 * slices) * cy + y0) * cx + x0), u64(cx), u64(cy * cx),
+                        out, u64(gz * cz + z0 - origin[0]) * out_z + to, out_y, out_z, z1 - z0, y1 - y0, u64(x1 - x0),
+                        scale, offset,
+                    )  # fmt: skip
+                    continue
+                for i in range(lengths[c]):
+                    source[begin + i] = head[c, i]
+                for k in range(k0, k1 + 1):
+                    info[1] = k
+                    size = _getitem(
+                        context, source.ctypes.data + begin, source.size - begin, k * items, items, scratch.ctypes.data,
+                        items * item,
+                    )  # fmt: skip
+                    if size != items * item:
+                        return BAD_BLOCK
+                    az, ez = max(z0, k * slices), min(z1, k * slices + slices)
+                    _place(
+                        mode, scratch, u64(((az - k * slices) * cy + y0) * cx + x0), u64(cx), u64(cy * cx),
+                        out, u64(gz * cz + az - origin[0]) * out_z + to, out_y, out_z, ez - az, y1 - y0, u64(x1 - x0),
+                        scale, offset,
                     )  # fmt: skip
     return OK

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import mmap
 import os
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,15 +61,17 @@ class ChunkStore(Protocol):
         """Keep values."""
 
 
-@dataclass(frozen=True)
 class Originals:
     """The source without copies."""
 
-    dataset: Path
+    def __init__(self, dataset: Path) -> None:
+        self.dataset = dataset
+        self._paths: dict[str, Path] = {}
 
     def path(self, shard: str) -> Path:
-        """The shard in the dataset's folder."""
-        return self.dataset / shard
+        """The shard in the dataset's folder: the same object each time, which is found and compared at once."""
+        path = self._paths.get(shard)
+        return path if path is not None else self._paths.setdefault(shard, self.dataset / shard)
 
     def forget(self, shard: str) -> None:
         """There is no copy."""
@@ -245,9 +245,11 @@ class ShardReader:
         waits = list(_RETRIES)
         while True:
             path = self._source.path(sample.shard)
-            if self._checked.setdefault((sample.id, name), path) != path:
+            key = (sample.id, name)
+            known = self._checked.get(key)
+            if known is not path and known != path:
                 table.seen.fill(0)  # what was compared was another file
-                self._checked[sample.id, name] = path
+                self._checked[key] = path
             try:
                 with self._descriptors.of(path) as file:
                     mapped = file.mapped(table.end) if table.mappable else None
@@ -328,15 +330,13 @@ class ShardReader:
         failed: np.ndarray,
         mapped: np.ndarray | None = None,
     ) -> int:
-        scratch, loop = self._scratch, self._loop
+        scratch, loop, channels = self._scratch, self._loop, table.channels
         assert scratch is not None
-        channels = math.prod(table.shape[3:])
-        item = table.dtype.itemsize
         room = max(table.longest, table.head.shape[1], _ROW)
-        scratch.fit(2 * (room + 63 & ~63), math.prod(table.layout.block) * channels * item)
+        scratch.fit(2 * (room + 63 & ~63), table.block_bytes)
         return loop.read(
-            descriptor if mapped is None else -1, table.packed, item, _mode(loop, table.dtype, out.dtype), table.offsets, table.frames, table.start,
-            table.check, table.head, table.lengths, seen, table.layout.grid(table.shape), _wide(table.layout.chunk, channels),
+            descriptor if mapped is None else -1, table.packed, table.dtype.itemsize, _mode(loop, table.dtype, out.dtype),
+            table.offsets, table.frames, table.start, table.check, table.head, table.lengths, seen, table.grid, table.chunk,
             table.layout.block[0], _wide(low, channels), _wide(high, channels), out.reshape(-1).view(np.uint8),
             _wide(out.shape, channels), _wide(origin, channels), np.float32(sample.scale), np.float32(sample.offset),
             scratch.context, scratch.source if mapped is None else mapped, scratch.block, _GAP, failed,
@@ -492,10 +492,11 @@ class _Descriptors:
         with self._lock:
             entry = self._open.get(path)
             if entry is None:
-                entry = self._open[path] = _Open(path)
+                entry = _Open(path)
+                self._trim(self._limit - 1)
+                self._open[path] = entry
             self._open.move_to_end(path)
             entry.readers += 1
-            self._trim(self._limit)
         try:
             yield entry
         finally:
@@ -553,5 +554,5 @@ def _wide(place: tuple[int, ...], channels: int) -> Triple:
 
 def _place(table: ArrayIndex, number: int) -> Triple:
     """First voxel of a chunk."""
-    d, h, w = np.unravel_index(number, table.layout.grid(table.shape))
+    d, h, w = np.unravel_index(number, table.grid)
     return int(d) * table.layout.chunk[0], int(h) * table.layout.chunk[1], int(w) * table.layout.chunk[2]

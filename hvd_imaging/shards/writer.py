@@ -76,7 +76,7 @@ class Record:
     def layout(self, config: ShardConfig) -> Layout:
         """The cut of a stored record's image and mask."""
         voxel = self.image.dtype.itemsize * self.image.shape[3]
-        return plan_layout(self.image.shape, config.patch, voxel, config.chunk)
+        return plan_layout(self.image.shape, config.patch, voxel, config.compression != "none", config.chunk)
 
     @property
     def bytes(self) -> int:
@@ -210,7 +210,7 @@ def settle(config: ShardConfig, sizes: int, image: np.ndarray | None, folder: Pa
     name, reason = CODECS[0], "not measured: a small dataset stays in memory"
     if sizes >= codec.ENOUGH and image is not None:
         voxel = image.dtype.itemsize * image.shape[3]
-        layout = plan_layout(image.shape, config.patch, voxel, config.chunk)
+        layout = plan_layout(image.shape, config.patch, voxel, True, config.chunk)
         try:
             speed = codec.disk_speed(folder)
         except OSError as error:

@@ -334,9 +334,10 @@ def test_a_file_is_not_closed_while_it_is_read(tmp_path):
     st.tuples(*[st.integers(1, 300)] * 3),
     st.tuples(*[st.sampled_from([1, 8, 16, 32, 48, 64, 96, 100, 128])] * 3),
     st.sampled_from([1, 2, 4, 8]),
+    st.booleans(),
 )
-def test_every_cut_keeps_the_promises(shape, patch, voxel):
-    layout = plan_layout(shape, patch, voxel)
+def test_every_cut_keeps_the_promises(shape, patch, voxel, compressed):
+    layout = plan_layout(shape, patch, voxel, compressed)
     assert expected_amplification(layout.block, patch, shape) <= chunks.AMPLIFICATION
     assert layout.block[1:] == layout.chunk[1:] and layout.chunk[0] % layout.block[0] == 0
     for p, b, n in zip(patch, layout.block, shape, strict=True):
