@@ -147,6 +147,7 @@ class DataConfig(Section):
     foreground: Fraction = Field(0.5, description="segmentation: share of patches centred on a labelled voxel")
     train_split: str = Field("train", description="split to learn from")
     val_split: str = Field("val", description="split for early stopping and the best model")
+    readers: Positive = Field(1, description="threads of a rank that read and augment ahead of the training step")
     cache: CacheConfig = CacheConfig()
     augment: AugmentConfig | None = Field(AugmentConfig(), description="null: none")
 

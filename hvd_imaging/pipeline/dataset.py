@@ -9,6 +9,8 @@ takes part in the sum.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -67,11 +69,14 @@ class TrainingData:
         rows = cut.rows(self.batch, rank)
 
         def parts() -> Iterator[tuple[np.ndarray, ...]]:
-            for epoch in epochs:
-                for batch in self.plan(epoch).batches(first_step if epoch == epochs.start else 0):
-                    for micro in range(cut.micro):
-                        items = cut.part(batch, rank, micro)
-                        yield fill([self.example(epoch, int(item)) for item in items], rows, self._empty())
+            with ThreadPoolExecutor(self.config.readers, "reader") as pool:
+                # What one thread does needs no pool: the generator's own thread is ahead of the step already.
+                each = map if self.config.readers == 1 else pool.map
+                for epoch in epochs:
+                    for batch in self.plan(epoch).batches(first_step if epoch == epochs.start else 0):
+                        for micro in range(cut.micro):
+                            items = cut.part(batch, rank, micro)
+                            yield fill(list(each(partial(self.example, epoch), map(int, items))), rows, self._empty())
 
         return prefetched(parts, self._empty(), rows)
 

@@ -251,6 +251,17 @@ def test_local_batches_join_to_the_global_batch(data):
         np.testing.assert_array_equal(rows[1], label.numpy()[weight.numpy() > 0])
 
 
+def test_any_number_of_reading_threads_makes_the_same_batches(data):
+    manifest = manifests.load(data / "seg")
+    batches = []
+    for readers in (1, 3):
+        source = TrainingData(ShardReader(data / "seg", manifest), settings(data, data__readers=readers).data, 0, 3)
+        batches.append(list(source.batches(range(2), 0, equal_cut(1), 0)))
+    for one, two in zip(*batches, strict=True):
+        for a, b in zip(one, two, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
 def test_foreground_patches_hold_foreground():
     voxels = np.array([[2, 3, 30], [9, 20, 1]], np.int32)
     for seed in range(200):
