@@ -391,6 +391,8 @@ def _explain(model: type[Section], error: Any) -> str:
     if error["type"] == "extra_forbidden":
         last = place.rsplit(".", 1)[-1]
         near = [k for k in known if k.rsplit(".", 1)[-1] == last]
+        beside = {k.rsplit(".", 1)[-1]: k for k in known if k.rpartition(".")[0] == place.rpartition(".")[0]}
+        near += [beside[name] for name in difflib.get_close_matches(last, beside, n=3, cutoff=0.5)]
         near += difflib.get_close_matches(place, known, n=3, cutoff=0.6)
         near += [k for k in known if difflib.get_close_matches(last, [k.rsplit(".", 1)[-1]], cutoff=0.6)]
         section = place.rpartition(".")[0]

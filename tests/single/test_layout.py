@@ -159,10 +159,10 @@ def test_scripts_can_be_started(name):
     subprocess.run(["bash", "-n", str(path)], check=True)
 
 
-def test_ci_runs_the_test_script_and_nothing_else():
+def test_ci_brings_debian_packages_and_runs_the_test_script():
     lines = [line for line in (REPO / ".ci/run").read_text().splitlines() if line and not line.startswith("#")]
     assert lines[0] == "set -euo pipefail"
-    assert [line for line in lines[1:] if not line.startswith("cd ")] == ["exec ./scripts/run_tests.sh"]
+    assert [line for line in lines[1:] if not line.startswith("cd ")] == ["./scripts/ci_packages.sh", "exec ./scripts/run_tests.sh"]
 
 
 def test_the_scripts_without_a_run():

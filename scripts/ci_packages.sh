@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# For CI on a new machine: Debian packages without which some tests would be skipped. Users need none of them.
+set -euo pipefail
+if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
+  echo "== no root or no apt-get: tests that need Debian packages may be skipped"
+  exit 0
+fi
+wanted=()
+for pair in redis-server:redis-server openssl:openssl tc:iproute2 shellcheck:shellcheck; do
+  command -v "${pair%%:*}" >/dev/null || wanted+=("${pair#*:}")
+done
+if [ ${#wanted[@]} -gt 0 ]; then
+  echo "== apt-get install ${wanted[*]}"
+  { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${wanted[@]}"; } \
+    >/dev/null 2>&1 || echo "== not installed: the tests that need them are skipped"
+fi
