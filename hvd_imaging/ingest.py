@@ -174,7 +174,7 @@ def _build(
         if not world.is_root:
             return None
         first = manifest.samples[0]
-        image = np.load(staging / f"{places[first.id]}.image.npy", allow_pickle=False, mmap_mode="r")
+        image = _load_staged(staging, places[first.id], first).image
         _, storage = settle(config.shards, sum(item.bytes for item in staged if item.sample is not None), image, building)
         return storage.compression, storage.reason
 

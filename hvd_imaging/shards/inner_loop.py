@@ -30,7 +30,7 @@ _ONE, _TWO, _THREE, _FOUR, _FIVE = (
         2870177450012600261,
     )
 )
-_HALF_BIAS = np.float32(2.0**112)
+_SMALLEST_HALF = np.float32(2.0**-24)
 u32, u64, f32, i64 = np.uint32, np.uint64, np.float32, np.int64
 
 _pread = types.ExternalFunction("pread", types.int64(types.int32, types.intp, types.uint64, types.int64))
@@ -124,15 +124,20 @@ def _scale(data, p, pitch_y, pitch_z, out, o, out_y, out_z, depth, height, width
 
 @numba.njit(nogil=True)
 def _widen(data, p, pitch_y, pitch_z, out, bits, o, out_y, out_z, depth, height, width):
-    """Finite halves to floats: exponent and fraction shifted into place, then scaled to the other bias."""
+    """Halves to floats by their bits: a thread of TensorFlow takes small floats for 0, and must not give other voxels."""
     for _ in range(depth):
         a, b = p, o
         for _ in range(height):
             for x in range(width):
                 half = u32(data[a + x])
-                bits[b + x] = (half & u32(0x7FFF)) << u32(13)
-                value = out[b + x] * _HALF_BIAS
-                out[b + x] = -value if half & u32(0x8000) else value
+                sign, exponent, fraction = (half & u32(0x8000)) << u32(16), half >> u32(10) & u32(31), half & u32(0x3FF)
+                if exponent == u32(31):  # infinite, or not a number
+                    bits[b + x] = sign | u32(0x7F800000) | fraction << u32(13)
+                elif exponent != u32(0):
+                    bits[b + x] = sign | (exponent + u32(112)) << u32(23) | fraction << u32(13)
+                else:
+                    out[b + x] = f32(fraction) * _SMALLEST_HALF
+                    bits[b + x] |= sign
             a += pitch_y
             b += out_y
         p += pitch_z

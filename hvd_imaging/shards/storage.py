@@ -68,7 +68,9 @@ def _integers(exact: np.ndarray, name: str, low: float, high: float) -> Stored:
     kind = np.iinfo(name)
     if kind.min <= low and high <= kind.max and np.array_equal(exact, np.rint(exact)):
         return Stored(exact.astype(name), 1.0, 0.0, 0.0)
-    scale = float(np.float32((high - low) / (kind.max - kind.min))) or 1.0
+    scale = float(np.float32((high - low) / (kind.max - kind.min)))
+    if scale == 0:  # one value, or nearly
+        return Stored(np.zeros(exact.shape, name), 1.0, low, _error(np.full_like(exact, low), exact))
     offset = float(np.float32(low - kind.min * scale))
     steps = np.rint((exact.astype(np.float64) - offset) / scale)
     array = np.clip(steps, kind.min, kind.max).astype(name)

@@ -246,6 +246,36 @@ def test_a_damaged_table_sends_nobody_astray(tmp_path, table):
         reader.read_whole(sample)
 
 
+@pytest.mark.parametrize(("compression", "row"), [("none", (0, 1)), ("none", (1, 1)), ("lz4", (1, -(10**6)))])
+def test_a_wrong_table_with_a_right_check_sum_leads_nowhere(tmp_path, compression, row):
+    manifest = make(tmp_path / "d", source("noise"), compression=compression, dtype="int16", patch=(3, 8, 8))
+    sample = manifest.samples[0]
+    with h5py.File(shard(tmp_path / "d", manifest), "r+", locking=False) as file:
+        table = file[f"samples/{sample.id}/blocks/image"]
+        start = table["start"][...].astype(np.int64)
+        start[0, row[0]] += row[1]
+        table["start"][...] = np.clip(start, 0, None).astype(np.uint32)
+        table.attrs["check"] = frames.table_check(table["start"][...], table["check"][...], table["head"][...])
+    with ShardReader(tmp_path / "d", manifest) as reader, pytest.raises(DatasetError, match="do not follow each other"):
+        reader.read_whole(sample)
+
+
+def test_every_half_becomes_the_float_that_numpy_makes_of_it(tmp_path):
+    halves = np.arange(65536, dtype=np.uint16).view(np.float16).reshape(1, 256, 256, 1)
+    finite = np.where(np.isfinite(halves), halves, 0).astype(np.float32)
+    manifest = make(tmp_path / "d", finite, compression="none", dtype="float16")
+    with ShardReader(tmp_path / "d", manifest) as reader:
+        found = reader.read_whole(manifest.samples[0])[0]
+    assert np.array_equal(found.view(np.uint32), finite.view(np.uint32))
+    loop = kernel.inner_loop()
+    out = np.zeros(65536, np.float32)
+    loop._widen(
+        np.arange(65536, dtype=np.uint16), *map(np.uint64, (0, 65536, 65536)), out, out.view(np.uint32),
+        *map(np.uint64, (0, 65536, 65536)), 1, 1, np.uint64(65536),
+    )  # fmt: skip
+    assert np.array_equal(out.view(np.uint32), halves.ravel().astype(np.float32).view(np.uint32))
+
+
 def test_a_read_that_fails_for_a_moment_is_tried_again(tmp_path, monkeypatch):
     manifest = make(tmp_path / "d", source("noise"), compression="lz4")
     empty = tmp_path / "empty"
@@ -369,6 +399,7 @@ def test_the_check_sum_is_xxh64(data, before):
         (np.arange(-1000, 1000), "int16", 1.0, 0.0),
         (np.arange(256), "uint8", 1.0, 0.0),
         (np.full(9, 0.3), "uint8", 1.0, 0.0),
+        (np.full(9, -1e30), "uint8", 1.0, 0.0),
         (np.linspace(0, 1, 256), "uint8", None, 1e-7),
         (np.random.default_rng(0).random(5000), "int16", None, 7.7e-6),
         (np.array([0, 1, np.nan]), "float32", 1.0, None),
