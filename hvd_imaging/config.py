@@ -104,12 +104,21 @@ class SplitConfig(Section):
         return self
 
 
+class PrivacyConfig(Section):
+    """What must not enter a dataset."""
+
+    burned_in: Literal["quarantine", "blank", "keep"] = Field(
+        "quarantine", description="images with writing in their pixels: set aside, blank the writing, or keep as they are"
+    )
+
+
 class IngestConfig(Section):
     """`hvd-imaging ingest --set preprocess.spacing=[2,2,2]`."""
 
     preprocess: PreprocessConfig = PreprocessConfig()
     shards: ShardConfig = ShardConfig()
     split: SplitConfig = SplitConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
 
 
 class AugmentConfig(Section):

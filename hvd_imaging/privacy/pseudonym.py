@@ -6,6 +6,7 @@ A plain hash would not do: patient numbers are few enough to try them all.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import hmac
 import os
@@ -17,6 +18,8 @@ from pathlib import Path
 from ..errors import SetupError
 
 BYTES = 32
+MOST_DAYS = 3650
+"""Dates go back by 1 to this many days."""
 
 
 def pseudonym(key: bytes, kind: str, raw: str) -> str:
@@ -27,8 +30,27 @@ def pseudonym(key: bytes, kind: str, raw: str) -> str:
         kind: "patient" or "series": equal identifiers of two kinds get different pseudonyms.
         raw: the identifier; leading and trailing blanks do not count (DICOM pads with them).
     """
-    message = f"{kind}\0{raw.strip()}".encode()
+    message = f"{kind}\0{raw.strip()}".encode(errors="surrogatepass")
     return hmac.new(key, message, hashlib.sha256).hexdigest()[:16]
+
+
+def shift_days(key: bytes, patient: str) -> int:
+    """By how many days all dates of one patient go back, 1 to `MOST_DAYS`: distances in time stay as they are.
+
+    Args:
+        patient: the raw PatientID, as for `pseudonym`.
+    """
+    message = f"days\0{patient.strip()}".encode(errors="surrogatepass")
+    number = int.from_bytes(hmac.new(key, message, hashlib.sha256).digest()[:8], "big")
+    return 1 + number % MOST_DAYS
+
+
+def shifted_date(key: bytes, patient: str, date: datetime.date) -> datetime.date:
+    """The date moved back by the patient's own number of days, as PS3.15 E.3.6 asks for.
+
+    The first days of the calendar stay at its beginning.
+    """
+    return datetime.date.fromordinal(max(date.toordinal() - shift_days(key, patient), 1))
 
 
 def load_or_make_key(path: str | os.PathLike[str]) -> bytes:

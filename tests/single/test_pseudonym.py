@@ -4,7 +4,7 @@ import threading
 import pytest
 
 from hvd_imaging.errors import SetupError
-from hvd_imaging.privacy.pseudonym import load_or_make_key, pseudonym
+from hvd_imaging.privacy.pseudonym import MOST_DAYS, load_or_make_key, pseudonym, shift_days, shifted_date
 
 
 def test_pseudonym_depends_on_key_kind_and_identifier_only():
@@ -72,3 +72,20 @@ def test_folder_and_dangling_link_are_refused(tmp_path):
     with pytest.raises(SetupError):
         load_or_make_key(tmp_path / "link")
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_dates_of_a_patient_move_together():
+    import datetime
+
+    key = bytes(range(32))
+    first, second = datetime.date(2020, 2, 28), datetime.date(2021, 3, 1)
+    a, b = shifted_date(key, "4711", first), shifted_date(key, " 4711 ", second)
+    assert b - a == second - first and 1 <= (first - a).days <= MOST_DAYS
+    assert first - a == datetime.timedelta(shift_days(key, "4711"))
+    others = {shift_days(key, str(number)) for number in range(50)}
+    assert len(others) > 40 and shift_days(bytes(32), "4711") != shift_days(key, "4711")
+    assert shifted_date(key, "4711", datetime.date(1, 1, 1)) == datetime.date(1, 1, 1)
+
+
+def test_odd_characters_have_pseudonyms_too():
+    assert len(pseudonym(bytes(32), "patient", "M\udcfcller \ud800")) == 16
