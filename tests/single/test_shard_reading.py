@@ -415,6 +415,13 @@ def test_the_stored_type_follows_the_content(values, dtype, scale, error):
         assert difference == stored.error
 
 
+def test_multiples_of_one_step_are_kept_as_such():
+    units = np.random.default_rng(0).integers(-1000, 401, 200_000)
+    stored = storage.encode(((units + 1000) / 1400).astype(np.float32), "auto", 1e-5)
+    assert stored.array.dtype == np.int16 and np.array_equal(stored.array, units + 1000)
+    assert stored.scale == pytest.approx(1 / 1400, rel=1e-6) and stored.error < 2e-7
+
+
 def test_no_loss_allowed_means_none():
     values = np.random.default_rng(0).random(5000).astype(np.float32)
     stored = storage.encode(values, "auto", 0)
