@@ -11,9 +11,12 @@ chunk along the last axis only. The table repeats where the blocks lie, so that 
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +25,8 @@ from .chunks import Layout
 HEAD = 48
 _HEADER = 32  # of a Blosc2 chunk, bytes (README_CHUNK_FORMAT of C-Blosc2)
 _MEMCPYED = 0x02
+# Of the frame (README_CFRAME_FORMAT): where its length and the bytes of its chunks stand, and the shortest header.
+_FRAME_SIZE, _FRAME_CHUNKS, _FRAME_HEADER = 16, 39, 87
 CODECS = ("lz4", "zstd")
 _LEVEL = {"lz4": 5, "zstd": 3}
 
@@ -57,17 +62,24 @@ def cut(array: np.ndarray, layout: Layout) -> Iterator[tuple[tuple[int, ...], np
                 yield (*place, *([0] * len(tail))), np.ascontiguousarray(part)
 
 
-def pack(chunk: np.ndarray, layout: Layout, compression: str) -> Frame:
-    """A chunk ``(d, h, w)`` or ``(d, h, w, C)`` as bytes; compression is "none" or one of `CODECS`."""
+Checks = Callable[[bytes, np.ndarray], np.ndarray]
+
+
+def pack(chunk: np.ndarray, layout: Layout, compression: str, checks: Checks | None = None) -> Frame:
+    """A chunk ``(d, h, w)`` or ``(d, h, w, C)`` as bytes; compression is "none" or one of `CODECS`.
+
+    Args:
+        checks: computes the check sums of blocks; None: `block_checks`.
+    """
+    checks = checks or block_checks
     count = layout.blocks
     if compression == "none":
         data = chunk.tobytes()
         start = (np.arange(count + 1) * (len(data) // count)).astype(np.uint32)
         return Frame(data, start, checks(data, start), np.zeros(HEAD, np.uint8))
-    data, inner = _compress(chunk, layout, compression)
+    data, inner, at = _way(layout, compression, chunk.dtype, chunk.shape).frame(chunk)
     head = np.zeros(HEAD, np.uint8)
     head[: min(HEAD, len(inner))] = np.frombuffer(inner[:HEAD], np.uint8)
-    at = max(data.find(inner), 0)  # a chunk of zeros is not in the frame at all
     if inner[31] >> 4 & 7:  # one value all over: nothing but the head
         start = np.zeros(count + 1, np.uint32)
     elif inner[2] & _MEMCPYED:
@@ -80,13 +92,13 @@ def pack(chunk: np.ndarray, layout: Layout, compression: str) -> Frame:
     return Frame(data, start, checks(data, start), head)
 
 
-def checks(data: bytes, start: Sequence[int] | np.ndarray) -> np.ndarray:
+def block_checks(data: bytes, start: np.ndarray) -> np.ndarray:
     """uint32: check sum of each block of a chunk's bytes."""
-    import xxhash
+    from xxhash import xxh64_intdigest as digest
 
     view = memoryview(data)
-    places = itertools.pairwise(int(place) for place in start)
-    return np.array([xxhash.xxh64_intdigest(view[a:b]) & 0xFFFFFFFF for a, b in places], np.uint32)
+    places = start.tolist()
+    return np.array([digest(view[a:b]) & 0xFFFFFFFF for a, b in itertools.pairwise(places)], np.uint32)
 
 
 def table_check(start: np.ndarray, check: np.ndarray, head: np.ndarray) -> int:
@@ -106,22 +118,58 @@ def filter_options(compression: str) -> dict[str, object]:
     return dict(hdf5plugin.Blosc2(cname=compression, clevel=_LEVEL[compression], filters=hdf5plugin.Blosc2.BITSHUFFLE))
 
 
-def _compress(chunk: np.ndarray, layout: Layout, codec: str) -> tuple[bytes, bytes]:
-    """(frame, the Blosc2 chunk inside it)."""
-    import blosc2
+class _Way:
+    """Makes the frames of equal chunks. Blosc2's own writer sets up a compressor for each, ten times the work of compressing.
 
-    packed = blosc2.SChunk(
-        chunksize=chunk.nbytes,
-        data=chunk,
-        contiguous=True,
-        cparams={
+    A frame of one chunk is a header with two sizes in it, the chunk, and an end that is always the same. Header and end are
+    taken from a frame that Blosc2 made, and proven on a second one; where they do not fit, Blosc2 makes every frame.
+    """
+
+    def __init__(self, layout: Layout, codec: str, dtype: np.dtype, shape: tuple[int, ...]):
+        import blosc2
+
+        size = math.prod(shape) * dtype.itemsize
+        self._chunk_bytes = size
+        self._parameters: dict[str, Any] = {
             "codec": {"lz4": blosc2.Codec.LZ4, "zstd": blosc2.Codec.ZSTD}[codec],
             "clevel": _LEVEL[codec],
             "filters": [blosc2.Filter.BITSHUFFLE],
             "filters_meta": [0],
             "nthreads": 1,  # more of them would write the blocks in any order
-            "typesize": chunk.dtype.itemsize,
-            "blocksize": chunk.nbytes // layout.blocks,
-        },
-    )
-    return packed.to_cframe(), packed.get_chunk(0)
+            "typesize": dtype.itemsize,
+            "blocksize": size // layout.blocks,
+        }
+        self._parts: tuple[bytes, bytes] | None = None
+        steps = np.arange(size, dtype=np.uint8)
+        trial, proof = (np.ascontiguousarray(steps // n).view(dtype).reshape(shape) for n in (1, 7))
+        frame, inner, at = self._whole(trial)
+        if at >= _FRAME_HEADER:
+            self._parts = frame[:at], frame[at + len(inner) :]
+            if self.frame(proof) != self._whole(proof):
+                self._parts = None
+
+    def frame(self, chunk: np.ndarray) -> tuple[bytes, bytes, int]:
+        """(frame, the Blosc2 chunk inside it, where this one begins)."""
+        import blosc2
+
+        if self._parts is None:
+            return self._whole(chunk)
+        inner = blosc2.compress2(chunk, **self._parameters)
+        if inner[31] >> 4 & 7:  # one value all over is not a chunk in the frame
+            return self._whole(chunk)
+        head, end = self._parts
+        sizes = (len(head) + len(inner) + len(end)).to_bytes(8, "big"), len(inner).to_bytes(8, "big")
+        header = head[:_FRAME_SIZE] + sizes[0] + head[_FRAME_SIZE + 8 : _FRAME_CHUNKS] + sizes[1] + head[_FRAME_CHUNKS + 8 :]
+        return header + inner + end, inner, len(header)
+
+    def _whole(self, chunk: np.ndarray) -> tuple[bytes, bytes, int]:
+        import blosc2
+
+        packed = blosc2.SChunk(chunksize=self._chunk_bytes, data=chunk, contiguous=True, cparams=dict(self._parameters))
+        frame, inner = packed.to_cframe(), packed.get_chunk(0)
+        return frame, inner, max(frame.find(inner), 0)  # a chunk of zeros is not in the frame at all
+
+
+@functools.lru_cache(maxsize=64)
+def _way(layout: Layout, codec: str, dtype: np.dtype, shape: tuple[int, ...]) -> _Way:
+    return _Way(layout, codec, dtype, shape)

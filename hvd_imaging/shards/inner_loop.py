@@ -94,6 +94,15 @@ def check_sum(data, at, size):
     return u32((h ^ (h >> u64(32))) & u64(0xFFFFFFFF))
 
 
+@numba.njit(nogil=True, cache=_cacheable())
+def check_sums(data, start):
+    """uint32 (blocks,): `check_sum` of each block of a chunk's bytes, as `frames.block_checks`."""
+    found = np.empty(start.size - 1, np.uint32)
+    for block in range(found.size):
+        found[block] = check_sum(data, i64(start[block]), i64(start[block + 1]) - i64(start[block]))
+    return found
+
+
 @numba.njit(nogil=True)
 def _copy(data, p, pitch_y, pitch_z, out, o, out_y, out_z, depth, height, width, item):
     """Bytes as they are; all of one row are moved at once."""

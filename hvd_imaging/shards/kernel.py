@@ -10,6 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from . import frames
+
+_ENOUGH = 1 << 24  # bytes: below, loading Numba takes longer than what it saves
+
 
 class Unavailable(Exception):
     """The fast reader can not run here; the text says why."""
@@ -89,3 +93,14 @@ def inner_loop() -> Any:
     except ImportError as error:
         raise Unavailable("the package numba is not installed") from error
     return module
+
+
+def checks_for(size: int) -> frames.Checks:
+    """What computes the check sums of blocks of an array of ``size`` bytes: compiled, where that is worth its loading."""
+    if size < _ENOUGH:
+        return frames.block_checks
+    try:
+        compiled = inner_loop().check_sums
+    except Unavailable:
+        return frames.block_checks
+    return lambda data, start: compiled(np.frombuffer(data, np.uint8), start)

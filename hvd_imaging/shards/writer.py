@@ -19,7 +19,7 @@ from h5py._objects import phil
 from ..config import PreprocessConfig, ShardConfig, SplitConfig
 from ..errors import DatasetError
 from ..files import atomic_path
-from . import codec, frames, schema
+from . import codec, frames, kernel, schema
 from . import manifest as manifests
 from .chunks import Layout, plan_layout
 from .frames import CODECS
@@ -174,8 +174,9 @@ def _write_array(
         options |= frames.filter_options(compression)
     dataset = group.create_dataset(name, array.shape, array.dtype, **options)
     start, check, head = [], [], []
+    checks = kernel.checks_for(array.nbytes)
     for place, chunk in frames.cut(array, layout):
-        frame = frames.pack(chunk, layout, compression)
+        frame = frames.pack(chunk, layout, compression, checks)
         with phil:  # h5py lets go of its lock in this call, and HDF5 has none of its own
             dataset.id.write_direct_chunk(place, frame.data)
         start.append(frame.start)
