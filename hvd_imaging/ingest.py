@@ -438,7 +438,7 @@ def _staged_from_plain(plain: dict[str, Any]) -> Staged:
     return Staged(**{**plain, "notes": tuple(plain["notes"]), "sample": sample})
 
 
-_SOURCE_MODULES = ("dicom", "nifti", "labels", "catalog")
+_SOURCE_MODULES = ("dicom", "headers", "nifti", "labels", "catalog")
 
 
 def to_plain(value: Any) -> Any:

@@ -21,8 +21,12 @@ class Volume:
         modality: DICOM Modality ("CT", "MR", ...), "" if unknown.
         patient: pseudonym of the patient, never an identifier.
         id: pseudonym of the series or case.
-        source: what writers need to refer to the origin (for DICOM: the sorted file paths). Never stored in a dataset.
+        source: what writers need to refer to the origin (for DICOM: the sorted file paths; empty if the voxels are not
+            those of the files). Never stored in a dataset.
         notes: what the reader corrected or dropped, in words without identifiers.
+        geometry: "patient": the affine maps to the patient. "image": spacing in mm is known, no place in the patient
+            (projection images; frames of a cine lie along D, which is no length then). "none": pixels of no known size;
+            spacing 1 is an index.
     """
 
     array: np.ndarray
@@ -32,6 +36,7 @@ class Volume:
     id: str = ""
     source: Any = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
+    geometry: str = "patient"
 
     def __post_init__(self) -> None:
         if self.array.ndim not in (3, 4):

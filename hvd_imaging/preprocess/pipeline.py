@@ -6,7 +6,7 @@ import numpy as np
 
 from ..config import PreprocessConfig
 from ..errors import SourceError
-from ..volume import Volume
+from ..volume import Spacing, Volume
 from . import crop, resample
 from .intensity import normalize
 
@@ -33,7 +33,8 @@ def preprocess(
         uint8 mask ``(D', H', W')`` of the same grid, or None.
 
     Raises:
-        SourceError: nothing to crop to, no finite voxel, or a mask of another shape.
+        SourceError: nothing to crop to, no finite voxel, a mask of another shape, or a spacing in mm asked of pixels
+            whose size is not known.
     """
     if mask is not None and mask.shape != volume.shape:
         raise SourceError(f"mask: expected the image's shape {volume.shape}, found {mask.shape}")
@@ -49,8 +50,9 @@ def preprocess(
         mask = mask if mask is None else mask[box]
 
     if config.spacing is not None:
+        spacing = spacing_for(volume, config.spacing)
         depth, height, width = array.shape[:3]
-        _, affine, positions = resample.grid((depth, height, width), affine, config.spacing)
+        _, affine, positions = resample.grid((depth, height, width), affine, spacing)
         array = np.stack([resample.linear(array[..., c], positions) for c in range(array.shape[3])], axis=3)
         mask = mask if mask is None else resample.nearest(mask, positions)
 
@@ -64,6 +66,20 @@ def preprocess(
 
     result = volume.with_array(np.ascontiguousarray(array, np.float32), affine)
     return result, None if mask is None else np.ascontiguousarray(mask, np.uint8)
+
+
+def spacing_for(volume: Volume, asked: Spacing) -> Spacing:
+    """The spacing to resample to: frames of a cine are not mixed, because the distance between them is no length.
+
+    Raises:
+        SourceError: the size of the volume's pixels is not known.
+    """
+    if volume.geometry == "none":
+        raise SourceError(
+            "the size of its pixels is not known, so it can not be resampled to a spacing in mm; set preprocess.spacing=null "
+            "or leave such images out"
+        )
+    return (volume.spacing[0], asked[1], asked[2]) if volume.geometry == "image" else asked
 
 
 def slab_of(depth: int, shares: tuple[float, float]) -> slice:

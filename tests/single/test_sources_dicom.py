@@ -174,10 +174,28 @@ def test_small_jitter_passes_and_is_noted(tmp_path):
     assert "slice gaps vary from 1.97 to 2.02 mm" in volume.notes[0]
 
 
-def test_gantry_tilt(tmp_path):
-    slices = [make_slice(z, position=(-10, -20 + 0.3 * z, z)) for z in (0, 3, 6, 9)]
-    text = reason(write(tmp_path, slices))
-    assert "gantry tilt" in text and "16.7 degrees" in text
+def test_gantry_tilt_is_straightened_in_the_planes(tmp_path):
+    """A ramp along H in patient coordinates stays the same ramp, wherever the slices are shifted to."""
+    shift = 0.3  # mm along H for each mm along the normal: 16.7 degrees
+    slices = []
+    for z in (0, 3, 6, 9):
+        top = -20 + shift * z
+        pixels = np.round(1000 + 10 * (top + 0.8 * np.arange(30)))[:, None].repeat(8, 1).astype(np.int16)
+        slices.append(make_slice(z, pixels, position=(-10, top, z)))
+    volume = read(write(tmp_path, slices))
+    assert "gantry tilt of 16.7 degrees" in volume.notes[0]
+    assert volume.source == () and volume.shape == (4, 34, 8)
+    np.testing.assert_allclose(volume.affine[:3, 0], [0, 0, 3], atol=1e-9)
+    np.testing.assert_allclose(volume.affine[:3, 3], [-10, -20, 0], atol=1e-9)
+    y = volume.affine[1, 3] + 0.8 * np.arange(34)
+    for index, z in enumerate((0, 3, 6, 9)):
+        inside = (y > -20 + shift * z + 0.01) & (y < -20 + shift * z + 0.8 * 29 - 0.01)
+        np.testing.assert_allclose(volume.array[index, inside, 3], (1000 + 10 * y - 1024)[inside], atol=0.6)
+
+
+def test_slices_that_wander_are_refused(tmp_path):
+    slices = [make_slice(z, position=(-10, -20 + (5 if z == 3 else 0), z)) for z in (0, 3, 6, 9)]
+    assert "shifted by 5.00 mm sideways" in reason(write(tmp_path, slices))
 
 
 @pytest.mark.parametrize(

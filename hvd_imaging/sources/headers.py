@@ -1,0 +1,381 @@
+"""What one DICOM file says of itself, read once: kind, identifiers, geometry of its frames, where its pixels lie."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import pydicom
+from pydicom.uid import (
+    UID,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    MediaStorageDirectoryStorage,
+    RTStructureSetStorage,
+    SegmentationStorage,
+)
+
+from ..errors import SourceError
+from .elements import (
+    START_BYTES,
+    TAGS,
+    UNCOMPRESSED,
+    Parsed,
+    Plain,
+    Unsure,
+    inflated,
+    looks_like_dicom,
+    quiet,
+    relative,
+    scan_plain,
+)
+
+Kind = Literal["image", "seg", "rtstruct", "other", "not_dicom", "rejected"]
+
+MOST_FRAMES = 100_000
+"""More frames than any acquisition has; a number above it is a damaged header."""
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame: where it lies, in mm of the patient's LPS+ system, and how its values are scaled.
+
+    Attributes:
+        position: ImagePositionPatient, or None.
+        orientation: ImageOrientationPatient, or None.
+        spacing: (between rows, between columns) mm, or None.
+        thickness: SliceThickness mm, or None.
+        slope, intercept: rescale to the modality's units.
+        scaled: slope and intercept were given.
+        stack: StackID, "" if none.
+        keys: (name, value) of what tells apart frames at one position: time, b-value, echo, type.
+    """
+
+    position: tuple[float, ...] | None = None
+    orientation: tuple[float, ...] | None = None
+    spacing: tuple[float, ...] | None = None
+    thickness: float | None = None
+    slope: float = 1.0
+    intercept: float = 0.0
+    scaled: bool = False
+    stack: str = ""
+    keys: tuple[tuple[str, float | str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Header:
+    """One file. Identifiers are raw: for memory only, never written; they stay out of ``repr``.
+
+    Attributes:
+        kind: "other" is DICOM without an image (reports, plans, DICOMDIR); "rejected" can not be used, see ``reason``.
+        problem: why the image can not be read although the file belongs to a series; "" if nothing is known against it.
+        geometry: "patient" (frames have a place), "image" (spacing in mm, no place), "none" (no known size).
+        syntax: TransferSyntaxUID.
+        offset, length: where the value of uncompressed PixelData begins and its bytes; -1 if it must be decoded.
+        size: of the file in bytes.
+        frames: one entry for each frame; cine without a place has one entry for all.
+        tiles: number of tiles of a Siemens mosaic, else 0.
+        references: SeriesInstanceUIDs that a SEG or RTSTRUCT refers to.
+        labels: segment labels or ROI names.
+        annotator, review: who made it, and ApprovalStatus.
+    """
+
+    path: Path
+    root: Path
+    kind: Kind
+    reason: str = ""
+    problem: str = ""
+    sop_class: str = ""
+    instance: str = field(default="", repr=False)
+    series: str = field(default="", repr=False)
+    study: str = field(default="", repr=False)
+    patient: str = field(default="", repr=False)
+    modality: str = ""
+    study_date: str = field(default="", repr=False)
+    institution: str = field(default="", repr=False)
+    station: str = field(default="", repr=False)
+    burned_in: str = field(default="", repr=False)
+    number: int = 0
+    image_type: tuple[str, ...] = ()
+    geometry: str = "patient"
+    rows: int = 0
+    columns: int = 0
+    count: int = 1
+    samples: int = 1
+    photometric: str = "MONOCHROME2"
+    planar: int = 0
+    bits_allocated: int = 16
+    bits_stored: int = 16
+    high_bit: int = 15
+    signed: bool = False
+    lut: bool = False
+    syntax: str = field(default="", repr=False)
+    offset: int = -1
+    length: int = 0
+    size: int = 0
+    tiles: int = 0
+    frames: tuple[Frame, ...] = ()
+    notes: tuple[str, ...] = ()
+    references: tuple[str, ...] = field(default=(), repr=False)
+    labels: tuple[str, ...] = ()
+    annotator: str = field(default="", repr=False)
+    review: str = ""
+
+    @property
+    def name(self) -> str:
+        """As messages show it: relative to the scanned folder."""
+        return relative(self.path, self.root)
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Size of its pixels as stored, in memory."""
+        return self.rows * self.columns * self.count * self.samples * max(self.bits_allocated // 8, 1)
+
+
+_CROSS_SECTIONS = frozenset(
+    f"1.2.840.10008.5.1.4.1.1.{tail}"
+    for tail in ("2", "2.1", "2.2", "4", "4.1", "4.3", "4.4", "128", "128.1", "130", "481.2")
+)
+"""CT, MR and PET, classic, enhanced and converted, and RT Dose: without a place of each frame they are of no use."""
+
+
+@quiet()
+def read_header(path: Path, root: Path) -> Header:
+    """Read one file's header. Never raises for what a file holds.
+
+    Returns:
+        kind "not_dicom" if the content is no DICOM, "rejected" with the reason if it is DICOM that can not be used.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _read(file, path, root)
+    except OSError as error:
+        return Header(path, root, "rejected", reason=f"can not be opened ({error.strerror})")
+
+
+def _read(file: BinaryIO, path: Path, root: Path) -> Header:
+    start = file.read(START_BYTES)
+    if not looks_like_dicom(start[:132]):
+        return Header(path, root, "not_dicom")
+    size = len(start) if len(start) < START_BYTES else os.fstat(file.fileno()).st_size
+    certain = start[128:132] == b"DICM"
+    plain = scan_plain(file, start, size)
+    if plain is not None:
+        values, syntax, offset, length = plain
+        try:
+            return _describe(values, syntax, offset, length, size, path, root, certain)
+        except Unsure:
+            pass
+    try:
+        file.seek(0)
+        source: Any = inflated(file)
+        deflated = source is not None
+        source = file if source is None else source
+        dataset = pydicom.dcmread(source, force=True, stop_before_pixels=True, specific_tags=list(TAGS))
+        syntax = _syntax(dataset)
+        offset, length = (-1, 0) if deflated else _pixels_at(source, dataset)
+        if deflated:
+            size = len(source.getvalue())
+        header = _describe(Parsed(dataset), syntax, offset, length, size, path, root, certain)
+    except SourceError as error:
+        return Header(path, root, "rejected", reason=str(error))
+    except (Exception, RecursionError) as error:  # pydicom raises many kinds; their text may quote values
+        if not certain:
+            return Header(path, root, "not_dicom")
+        return Header(
+            path, root, "rejected", reason=f"damaged or truncated DICOM header ({type(error).__name__})"
+        )
+    return header
+
+
+def _syntax(dataset: pydicom.Dataset) -> str:
+    """TransferSyntaxUID; of a data set without file meta the coding that the parser found."""
+    meta = getattr(dataset, "file_meta", None)
+    if meta is not None and "TransferSyntaxUID" in meta:
+        return str(meta.TransferSyntaxUID)
+    implicit, little = dataset.original_encoding
+    return str(ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian)
+
+
+def _pixels_at(file: BinaryIO, dataset: pydicom.Dataset) -> tuple[int, int]:
+    """Offset and length of the value of PixelData, where the parser stopped; (-1, 0) if it is not there."""
+    at = file.tell()
+    implicit, little = dataset.original_encoding
+    order: Literal["little", "big"] = "little" if little else "big"
+    head = file.read(12)
+    if len(head) < 12 or int.from_bytes(head[:2], order) != 0x7FE0 or int.from_bytes(head[2:4], order) != 0x0010:
+        return -1, 0
+    if implicit:
+        return at + 8, int.from_bytes(head[4:8], order)
+    if head[4:6] not in (b"OB", b"OW", b"UN"):
+        return -1, 0
+    return at + 12, int.from_bytes(head[8:12], order)
+
+
+def _describe(
+    values: Plain | Parsed, syntax: str, offset: int, length: int, size: int, path: Path, root: Path, certain: bool
+) -> Header:
+    text = values.text
+    dataset = values.dataset
+    kind = text("SOPClassUID")
+    if not kind and dataset is not None:
+        kind = str(getattr(dataset, "file_meta", {}).get("MediaStorageSOPClassUID", ""))
+    series = text("SeriesInstanceUID")
+    if kind == MediaStorageDirectoryStorage:
+        return Header(path, root, "other", sop_class=kind)
+    if not kind or not series:
+        if not certain:
+            return Header(path, root, "not_dicom")
+        return Header(
+            path, root, "rejected", reason="DICOM header without SOPClassUID or SeriesInstanceUID (truncated file?)"
+        )
+    known: dict[str, Any] = dict(
+        sop_class=kind,
+        instance=text("SOPInstanceUID"),
+        series=series,
+        study=text("StudyInstanceUID"),
+        patient=text("PatientID"),
+        modality=text("Modality"),
+        study_date=text("StudyDate"),
+        institution=text("InstitutionName"),
+        station=text("StationName"),
+        burned_in=text("BurnedInAnnotation"),
+        size=size,
+    )
+    if kind in (SegmentationStorage, RTStructureSetStorage):
+        assert dataset is not None
+        return _labels(path, root, dataset, known)
+    rows = values.integer("Rows", -1)
+    if rows < 0:
+        if certain and "Image Storage" in UID(kind).name:
+            return Header(path, root, "rejected", reason="DICOM file ends inside its header (truncated file?)")
+        return Header(path, root, "other", **known)
+    allocated = values.integer("BitsAllocated", 16)
+    stored = values.integer("BitsStored", allocated)
+    known.update(
+        rows=rows,
+        columns=values.integer("Columns", 0),
+        samples=values.integer("SamplesPerPixel", 1),
+        photometric=text("PhotometricInterpretation") or "MONOCHROME2",
+        planar=values.integer("PlanarConfiguration", 0),
+        bits_allocated=allocated,
+        bits_stored=stored,
+        high_bit=values.integer("HighBit", stored - 1),
+        signed=values.integer("PixelRepresentation", 0) == 1,
+        syntax=syntax,
+        offset=offset if syntax in UNCOMPRESSED else -1,
+        length=length,
+        image_type=tuple(part.strip() for part in text("ImageType").split("\\")),
+    )
+    try:
+        number = values.numbers("InstanceNumber", 1)
+        known["number"] = int(number[0]) if number else 0
+    except SourceError:
+        known["number"] = 0
+    try:
+        known.update(_place(values, known))
+    except SourceError as error:
+        known["problem"] = str(error)
+    return Header(path, root, "image", **known)
+
+
+def _labels(path: Path, root: Path, dataset: pydicom.Dataset, known: dict[str, Any]) -> Header:
+    names = [str(dataset.get(tag) or "").strip() for tag in ("ContentCreatorName", "OperatorsName")]
+    known["annotator"] = names[0] or names[1]
+    known["review"] = str(dataset.get("ApprovalStatus") or "")
+    if known["sop_class"] == SegmentationStorage:
+        known["references"] = tuple(str(item.SeriesInstanceUID) for item in dataset.get("ReferencedSeriesSequence", []))
+        known["labels"] = tuple(str(item.SegmentLabel).strip() for item in dataset.get("SegmentSequence", []))
+        if not known["references"]:
+            return Header(path, root, "rejected", reason="DICOM SEG without ReferencedSeriesSequence")
+        return Header(path, root, "seg", **known)
+    known["references"] = tuple(
+        dict.fromkeys(
+            str(series.SeriesInstanceUID)
+            for place in dataset.get("ReferencedFrameOfReferenceSequence", [])
+            for study in place.get("RTReferencedStudySequence", [])
+            for series in study.get("RTReferencedSeriesSequence", [])
+        )
+    )
+    known["labels"] = tuple(
+        str(item.get("ROIName") or "").strip() for item in dataset.get("StructureSetROISequence", [])
+    )
+    if not known["references"]:
+        return Header(path, root, "rejected", reason="RTSTRUCT that names no series (no RTReferencedSeriesSequence)")
+    return Header(path, root, "rtstruct", **known)
+
+
+def _place(values: Plain | Parsed, known: dict[str, Any]) -> dict[str, Any]:
+    """Number and geometry of the frames.
+
+    Raises:
+        SourceError: a value that can not be what it must be.
+    """
+    frames = values.numbers("NumberOfFrames", 1)
+    count = int(frames[0]) if frames else 1
+    if count < 1 or count > MOST_FRAMES:
+        raise SourceError(f"NumberOfFrames is {count}, expected 1 to {MOST_FRAMES}")
+    if min(known["rows"], known["columns"]) < 1:
+        raise SourceError(f"image of {known['rows']} rows and {known['columns']} columns")
+    found: dict[str, Any] = {"count": count}
+    cross = known["sop_class"] in _CROSS_SECTIONS
+    position = values.numbers("ImagePositionPatient", 3)
+    orientation = values.numbers("ImageOrientationPatient", 6)
+    spacing = values.numbers("PixelSpacing", 2)
+    thickness = values.numbers("SliceThickness", 1)
+    slope = values.numbers("RescaleSlope", 1)
+    intercept = values.numbers("RescaleIntercept", 1)
+    frame = Frame(
+        position,
+        orientation,
+        spacing,
+        thickness[0] if thickness else None,
+        1.0 if slope is None else slope[0],
+        0.0 if intercept is None else intercept[0],
+        slope is not None and intercept is not None,
+        keys=_keys(values, known["image_type"]),
+    )
+    if cross and count > 1:
+        raise SourceError(
+            f"multi-frame image ({count} frames) without functional groups: the places of its frames are not known"
+        )
+    if cross and (position is None or orientation is None):
+        raise SourceError("no ImagePositionPatient or ImageOrientationPatient; its place is not known")
+    if cross and (spacing is None or min(spacing) <= 0):
+        raise SourceError("no usable PixelSpacing; the size of its pixels is not known")
+    if not cross:
+        found["geometry"] = "image" if spacing is not None and min(spacing) > 0 else "none"
+    found["frames"] = (frame,)
+    return found
+
+
+_SPLIT_BY = ("TemporalPositionIdentifier", "DiffusionBValue", "EchoNumbers", "EchoTime", "InversionTime", "TriggerTime",
+             "FrameReferenceTime", "AcquisitionNumber")  # fmt: skip
+
+
+def _keys(values: Plain | Parsed, image_type: tuple[str, ...]) -> tuple[tuple[str, float | str], ...]:
+    keys: list[tuple[str, float | str]] = []
+    for keyword in _SPLIT_BY:
+        try:
+            number = values.numbers(keyword, 1)
+        except SourceError:
+            continue
+        if number is not None:
+            keys.append((keyword, number[0]))
+    b = values.private_b()
+    if b is not None and not any(name == "DiffusionBValue" for name, _ in keys):
+        keys.append(("DiffusionBValue", b))
+    try:
+        direction = values.numbers("DiffusionGradientOrientation", 3)
+    except SourceError:
+        direction = None
+    if direction is not None:
+        keys.append(("DiffusionGradientOrientation", " ".join(f"{x:.4f}" for x in direction)))
+    if len(image_type) > 2:
+        keys.append(("ImageType", "\\".join(image_type[2:])))
+    time = values.text("AcquisitionTime")
+    if time:
+        keys.append(("AcquisitionTime", time))
+    return tuple(keys)
