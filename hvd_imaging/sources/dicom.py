@@ -7,20 +7,22 @@ contradict them.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from ..errors import SourceError
 from ..volume import Volume
 from .elements import looks_like_dicom, quiet, read_dataset, relative, walk
+from .frames import Frame
 from .geometry import same_places, stack_geometry, tilt, upright
-from .headers import Frame, Header, read_header
-from .pixels import stored_values
+from .headers import CROSS_SECTIONS, Header, read_header
+from .parts import Piece, pieces_of, volumes_of
+from .pixels import Units, scale, stored_values
 
 __all__ = [
     "DicomScan",
@@ -41,8 +43,6 @@ __all__ = [
     "stack_geometry",
     "walk",
 ]
-
-Units = Literal["hu", "stored"]
 
 
 @dataclass(frozen=True)
@@ -179,15 +179,16 @@ def group_headers(headers: Iterable[Header], root: Path) -> DicomScan:
         modalities = {header.modality for header in members}
         if len(patients) > 1 or len(modalities) > 1:
             what = "PatientID" if len(patients) > 1 else "Modality"
-            rejected.append(
-                Rejected(
-                    members[0].name,
-                    f"the {len(members)} files of this series have {max(len(patients), len(modalities))} values of "
-                    f"{what}, expected one",
-                )
+            why = (
+                f"the {len(members)} files of this series have {max(len(patients), len(modalities))} values of {what}, "
+                "expected one"
             )
+            rejected += [Rejected(header.name, why) for header in members]
             continue
-        found.append(_series(members, patients.pop(), root))
+        volumes, aside = volumes_of(members)
+        rejected += [Rejected(name, why) for name, why in aside]
+        patient = patients.pop()
+        found += [_series(pieces, patient, root, part) for part, pieces in volumes]
     notes = []
     if nameless:
         notes.append(f"{nameless} files without PatientID: each study counts as a patient of its own")
@@ -203,45 +204,51 @@ def group_headers(headers: Iterable[Header], root: Path) -> DicomScan:
     )
 
 
-def _series(members: Sequence[Header], patient: str, root: Path) -> SeriesFiles:
+def _series(
+    pieces: Sequence[Piece], patient: str, root: Path, part: str
+) -> SeriesFiles:
+    """One volume of frames of one or more files."""
+    chosen: dict[Path, list[int]] = {}
+    known: dict[Path, Header] = {}
+    for piece in pieces:
+        chosen.setdefault(piece.header.path, []).append(piece.index)
+        known[piece.header.path] = piece.header
+    members = [known[path] for path in sorted(known)]
     first = members[0]
+    size = sum(math.prod(piece.header.frame_size) * (3 if piece.header.colour else 1) for piece in pieces)
+    if first.geometry != "patient":
+        size *= first.count
     return SeriesFiles(
         first.series,
         patient,
         first.modality,
         tuple(header.path for header in members),
         root,
+        part,
         headers=tuple(members),
+        frames=tuple(tuple(sorted(chosen[header.path])) for header in members),
         study_date=next((header.study_date for header in members if header.study_date), ""),
         institution=next((header.institution for header in members if header.institution), ""),
         station=next((header.station for header in members if header.station), ""),
         burned_in="YES" if any(header.burned_in == "YES" for header in members) else first.burned_in,
-        bytes=4 * sum(header.rows * header.columns * header.samples * header.count for header in members),
+        bytes=4 * size,
     )
 
 
-@dataclass(frozen=True)
-class _Slice:
-    """One frame of a series."""
-
-    header: Header
-    frame: Frame
-    index: int
-    name: str
-
-
 def read_series(series: SeriesFiles, units: Units = "hu") -> Volume:
-    """Read a series as float32 ``(D, H, W)``.
+    """Read a series as float32 ``(D, H, W)``, or ``(D, H, W, 3)`` RGB.
 
     D runs along the normal of the slices (row direction x column direction), H down the columns, W along the rows.
     Duplicates (one position, equal pixels) are dropped and noted. A stack sheared by a tilted gantry is resampled
-    within its slices; then ``source`` is empty, because no file holds these voxels.
+    within its slices; then ``source`` is empty, because no file holds these voxels. Images without a place in the patient
+    (projections, ultrasound, photographs) have their frames along D, and say so by ``geometry``.
 
     Args:
-        units: "hu" applies RescaleSlope and RescaleIntercept of each slice, "stored" does not.
+        units: "hu" applies rescale or modality LUT of each slice, "stored" does not.
 
     Raises:
-        SourceError: the files are not one regular stack of grey slices, or one can not be read.
+        SourceError: the files are not one regular stack of slices alike, or one can not be read.
+        SetupError: an image is compressed, and the decoders are not installed.
     """
     if not series.files:
         raise SourceError("a series without files")
@@ -251,39 +258,45 @@ def read_series(series: SeriesFiles, units: Units = "hu") -> Volume:
             raise SourceError(f"{header.name}: {header.reason or 'not an image'}")
         if header.problem:
             raise SourceError(f"{header.name}: {header.problem}")
-        if header.samples != 1 or not header.photometric.startswith("MONOCHROME"):
-            raise SourceError(
-                f"{header.name}: colour image ({header.photometric}) is not supported yet, expected MONOCHROME1 or 2"
-            )
-        if header.geometry != "patient":
-            raise SourceError(f"{header.name}: no ImagePositionPatient or ImageOrientationPatient; its place is not known")
-    slices = [_Slice(header, header.frames[0], 0, header.name) for header in headers]
+    if headers[0].geometry != "patient":
+        return _flat(headers[0], units)
+    slices = [
+        piece
+        for number, header in enumerate(headers)
+        for piece in pieces_of(header, series.frames[number] if series.frames else None)
+    ]
+    first = slices[0]
+    if len(slices) == 1 and first.header.sop_class not in CROSS_SECTIONS and not first.frame.thickness:
+        return _flat(first.header, units, "image")  # a capture with a place, but without extent
     _check_alike(slices)
+    reader = _Reader(slices)
     notes: list[str] = []
-    kept, pixels = _drop_duplicates(slices, notes)
-    uids = Counter(item.header.instance for item in kept)
+    kept = _drop_duplicates(slices, reader, notes)
+    uids = Counter(piece.header.instance for piece in kept if len(piece.header.frames) == 1)
     shared = sum(count for count in uids.values() if count > 1)
     if shared:
         notes.append(f"{shared} slices share a SOPInstanceUID at different positions; all kept, ordered by position")
-    spacing = kept[0].frame.spacing
-    assert spacing is not None
+    spacing = first.frame.spacing
+    if spacing is None:
+        raise SourceError(f"{first.name}: no usable PixelSpacing; the size of its pixels is not known")
     order, affine, gaps = stack_geometry(
-        np.array([item.frame.position for item in kept]),
-        np.array([item.frame.orientation for item in kept]).mean(axis=0),
+        np.array([piece.frame.position for piece in kept]),
+        np.array([piece.frame.orientation for piece in kept]).mean(axis=0),
         (spacing[0], spacing[1]),
         kept[0].frame.thickness,
-        [item.name for item in kept],
+        [piece.name for piece in kept],
     )
     kept = [kept[index] for index in order]
     if len(gaps) and np.ptp(gaps) > 1e-3 * gaps.mean():
         notes.append(f"slice gaps vary from {gaps.min():.2f} to {gaps.max():.2f} mm; {gaps.mean():.2f} mm is used")
-    if units == "hu" and series.modality == "CT" and not all(item.frame.scaled for item in kept):
+    if units == "hu" and series.modality == "CT" and not all(p.frame.scaled or p.header.lut for p in kept):
         notes.append("CT without RescaleSlope and RescaleIntercept: stored values are taken as HU")
-    array = np.empty((len(kept), kept[0].header.rows, kept[0].header.columns), np.float32)
-    for index, item in enumerate(kept):
-        stored = pixels.pop(item.header.path, None)
-        _scale(_stored(item) if stored is None else stored, item.frame, units, array[index])
-    source = tuple(item.header.path for item in kept)
+    channels = (3,) if first.header.colour else ()
+    array = np.empty((len(kept), *first.header.frame_size, *channels), np.float32)
+    for index, piece in enumerate(kept):
+        scale(reader.take(piece), piece.header, piece.frame, units, array[index])
+    notes += dict.fromkeys(note for header in headers for note in header.notes)
+    source = tuple(dict.fromkeys(piece.header.path for piece in kept))
     shift, angle = tilt(affine, len(kept))
     if angle:
         array, affine = upright(array, affine, shift)
@@ -295,69 +308,95 @@ def read_series(series: SeriesFiles, units: Units = "hu") -> Volume:
     return Volume(array, affine, series.modality, source=source, notes=tuple(notes))
 
 
-def _stored(item: _Slice) -> np.ndarray:
-    return stored_values(item.header)[item.index]
+def _flat(header: Header, units: Units, geometry: str = "") -> Volume:
+    """An image or a cine without a place: frames along D."""
+    stored = stored_values(header)
+    frame = header.frames[0]
+    array = np.empty(stored.shape, np.float32)
+    for index in range(len(stored)):
+        scale(stored[index], header, frame, units, array[index])
+    affine = np.eye(4)
+    if frame.spacing is not None and (geometry or header.geometry) == "image":
+        affine[1, 1], affine[2, 2] = frame.spacing
+    notes = header.notes
+    if len(stored) > 1:
+        notes += (f"{len(stored)} frames without a place in the patient lie along D; their distance is an index",)
+    return Volume(
+        array, affine, header.modality, source=(header.path,), notes=notes, geometry=geometry or header.geometry
+    )
 
 
-def _scale(stored: np.ndarray, frame: Frame, units: Units, out: np.ndarray) -> None:
-    """Rescale into float32; in float64 where float32 would round twice."""
-    if units == "stored" or (frame.slope == 1 and frame.intercept == 0):
-        out[...] = stored
-    elif frame.slope == 1 and frame.intercept == round(frame.intercept) and stored.dtype.itemsize <= 2:
-        np.add(stored, np.float32(frame.intercept), out=out, dtype=np.float32)
-    else:
-        out[...] = stored.astype(np.float64) * frame.slope + frame.intercept
+class _Reader:
+    """Stored values of single frames; a file of many frames is decoded once and let go after its last frame."""
+
+    def __init__(self, slices: Sequence[Piece]) -> None:
+        self._left = Counter(piece.header.path for piece in slices)
+        self._held: dict[Path, np.ndarray] = {}
+
+    def look(self, piece: Piece) -> np.ndarray:
+        """A frame that will be taken later."""
+        path = piece.header.path
+        if path not in self._held:
+            self._held[path] = stored_values(piece.header)
+        return self._held[path][piece.index]
+
+    def take(self, piece: Piece) -> np.ndarray:
+        """A frame for the last time."""
+        path = piece.header.path
+        self._left[path] -= 1
+        if path not in self._held and not self._left[path]:
+            return stored_values(piece.header)[piece.index]
+        values = self.look(piece)
+        if not self._left[path]:
+            del self._held[path]
+        return values
 
 
-def _check_alike(slices: Sequence[_Slice]) -> None:
+def _check_alike(slices: Sequence[Piece]) -> None:
     first = slices[0]
-    rows, columns = first.header.rows, first.header.columns
-    orientations = np.array([item.frame.orientation for item in slices])
+    rows, columns = first.header.frame_size
+    orientations = np.array([piece.frame.orientation for piece in slices])
     turned = np.abs(orientations - orientations[0]).max(axis=1)
-    spacings = np.array([item.frame.spacing for item in slices])
+    spacings = np.array([piece.frame.spacing for piece in slices])
     odd = ~np.isclose(spacings, spacings[0], rtol=1e-3).all(axis=1)
-    for index, item in enumerate(slices):
-        if (item.header.rows, item.header.columns) != (rows, columns):
+    for index, piece in enumerate(slices):
+        if piece.header.frame_size != (rows, columns):
             raise SourceError(
-                f"mixed image sizes: {first.name} is {rows} x {columns}, {item.name} is "
-                f"{item.header.rows} x {item.header.columns}; expected one size in a series"
+                f"mixed image sizes: {first.name} is {rows} x {columns}, {piece.name} is "
+                f"{piece.header.frame_size[0]} x {piece.header.frame_size[1]}; expected one size in a series"
             )
+        if piece.header.colour != first.header.colour:
+            grey, colour = sorted((first, piece), key=lambda each: each.header.colour)
+            raise SourceError(f"mixed grey and colour images: {colour.name} is a colour image, {grey.name} is not")
         if turned[index] > 1e-3:
             raise SourceError(
-                f"mixed orientations: {item.name} lies in another plane than {first.name} (a localizer?); expected one "
+                f"mixed orientations: {piece.name} lies in another plane than {first.name} (a localizer?); expected one "
                 "orientation in a series"
             )
         if odd[index]:
             raise SourceError(
-                f"mixed PixelSpacing: {first.frame.spacing} mm in {first.name}, {item.frame.spacing} mm in "
-                f"{item.name}; expected one in a series"
+                f"mixed PixelSpacing: {first.frame.spacing} mm in {first.name}, {piece.frame.spacing} mm in "
+                f"{piece.name}; expected one in a series"
             )
 
 
-def _drop_duplicates(slices: Sequence[_Slice], notes: list[str]) -> tuple[list[_Slice], dict[Path, np.ndarray]]:
-    """The slices at different positions, and the pixels that had to be read for it.
+def _drop_duplicates(slices: Sequence[Piece], reader: _Reader, notes: list[str]) -> list[Piece]:
+    """The slices at different positions.
 
     The position decides, not the SOPInstanceUID: one that was given twice by mistake must not cost a slice.
     """
-    pixels: dict[Path, np.ndarray] = {}
     dropped = set()
-    for early, late in same_places(np.array([item.frame.position for item in slices])):
-        twin, item = slices[early], slices[late]
-        for each in (twin, item):
-            if each.header.path not in pixels:
-                pixels[each.header.path] = _stored(each)
-        a, b = (
-            pixels[each.header.path].astype(np.float64) * each.frame.slope + each.frame.intercept
-            for each in (twin, item)
-        )
+    for early, late in same_places(np.array([piece.frame.position for piece in slices])):
+        twin, piece = slices[early], slices[late]
+        a = reader.look(twin).astype(np.float64) * twin.frame.slope + twin.frame.intercept
+        b = reader.take(piece).astype(np.float64) * piece.frame.slope + piece.frame.intercept
         if not np.array_equal(a, b):
             raise SourceError(
-                f"{twin.name} and {item.name} lie at the same position with different pixels (time points, echoes or "
+                f"{twin.name} and {piece.name} lie at the same position with different pixels (time points, echoes or "
                 "repeats in one series?); expected one image at each position"
             )
         dropped.add(late)
-        del pixels[item.header.path]
         uid = twin.header.instance
-        same = "same SOPInstanceUID, " if uid and uid == item.header.instance else ""
-        notes.append(f"duplicate dropped: {item.name} is {twin.name} again ({same}same position, equal pixels)")
-    return [item for index, item in enumerate(slices) if index not in dropped], pixels
+        same = "same SOPInstanceUID, " if uid and uid == piece.header.instance else ""
+        notes.append(f"duplicate dropped: {piece.name} is {twin.name} again ({same}same position, equal pixels)")
+    return [piece for index, piece in enumerate(slices) if index not in dropped]

@@ -189,14 +189,13 @@ _DEEP = {
     0x30060020: "StructureSetROISequence",
     0x300E0002: "ApprovalStatus",
     0x00700084: "ContentCreatorName",
-    0x00540022: "DetectorInformationSequence",
     0x52009229: "SharedFunctionalGroupsSequence",
     0x52009230: "PerFrameFunctionalGroupsSequence",
 }
 _PRIVATE = (SIEMENS_B, GE_B)
 _WANTED = frozenset([*_TEXT, *_DECIMAL, *_SHORT, *_DOUBLE, *_PRIVATE])
 _TAG_OF = {name: tag for table in (_TEXT, _DECIMAL, _SHORT, _DOUBLE) for tag, name in table.items()}
-TAGS = [*_TEXT, *_DECIMAL, *_SHORT, *_DOUBLE, *_DEEP, *_PRIVATE, 0x00081070]
+TAGS = [*_TEXT, *_DECIMAL, *_SHORT, *_DOUBLE, *_DEEP, *_PRIVATE, CSA_IMAGE, 0x00180088, 0x00081070]
 _LONG_VRS = frozenset((b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UN", b"UT", b"UC", b"UR", b"SV", b"UV"))
 _SHORT_VRS = frozenset(
     b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -32,37 +32,13 @@ from .elements import (
     relative,
     scan_plain,
 )
+from .frames import Frame
+from .multiframe import dose_grid, functional_groups, mosaic, tiles_across, ultrasound_spacing
 
 Kind = Literal["image", "seg", "rtstruct", "other", "not_dicom", "rejected"]
 
 MOST_FRAMES = 100_000
 """More frames than any acquisition has; a number above it is a damaged header."""
-
-@dataclass(frozen=True)
-class Frame:
-    """One frame: where it lies, in mm of the patient's LPS+ system, and how its values are scaled.
-
-    Attributes:
-        position: ImagePositionPatient, or None.
-        orientation: ImageOrientationPatient, or None.
-        spacing: (between rows, between columns) mm, or None.
-        thickness: SliceThickness mm, or None.
-        slope, intercept: rescale to the modality's units.
-        scaled: slope and intercept were given.
-        stack: StackID, "" if none.
-        keys: (name, value) of what tells apart frames at one position: time, b-value, echo, type.
-    """
-
-    position: tuple[float, ...] | None = None
-    orientation: tuple[float, ...] | None = None
-    spacing: tuple[float, ...] | None = None
-    thickness: float | None = None
-    slope: float = 1.0
-    intercept: float = 0.0
-    scaled: bool = False
-    stack: str = ""
-    keys: tuple[tuple[str, float | str], ...] = ()
-
 
 @dataclass(frozen=True)
 class Header:
@@ -133,12 +109,25 @@ class Header:
         """Size of its pixels as stored, in memory."""
         return self.rows * self.columns * self.count * self.samples * max(self.bits_allocated // 8, 1)
 
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Rows and columns of one frame; of a mosaic those of a tile."""
+        across = tiles_across(self.tiles) if self.tiles else 1
+        return self.rows // across, self.columns // across
 
-_CROSS_SECTIONS = frozenset(
+    @property
+    def colour(self) -> bool:
+        """Its pixels come as RGB."""
+        return self.samples == 3 or self.photometric == "PALETTE COLOR"
+
+
+CROSS_SECTIONS = frozenset(
     f"1.2.840.10008.5.1.4.1.1.{tail}"
     for tail in ("2", "2.1", "2.2", "4", "4.1", "4.3", "4.4", "128", "128.1", "130", "481.2")
 )
 """CT, MR and PET, classic, enhanced and converted, and RT Dose: without a place of each frame they are of no use."""
+_RT_DOSE = "1.2.840.10008.5.1.4.1.1.481.2"
+_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 
 
 @quiet()
@@ -313,42 +302,81 @@ def _place(values: Plain | Parsed, known: dict[str, Any]) -> dict[str, Any]:
     Raises:
         SourceError: a value that can not be what it must be.
     """
-    frames = values.numbers("NumberOfFrames", 1)
-    count = int(frames[0]) if frames else 1
+    told = values.numbers("NumberOfFrames", 1)
+    count = int(told[0]) if told else 1
     if count < 1 or count > MOST_FRAMES:
         raise SourceError(f"NumberOfFrames is {count}, expected 1 to {MOST_FRAMES}")
     if min(known["rows"], known["columns"]) < 1:
         raise SourceError(f"image of {known['rows']} rows and {known['columns']} columns")
+    kind, dataset = known["sop_class"], values.dataset
+    if kind == _SLIDE:
+        raise SourceError("whole-slide microscopy: its frames are tiles of one image, not slices; not supported")
+    cross = kind in CROSS_SECTIONS
+    frame = _frame(values, known["image_type"])
+    frames: tuple[Frame, ...] = (frame,)
     found: dict[str, Any] = {"count": count}
-    cross = known["sop_class"] in _CROSS_SECTIONS
-    position = values.numbers("ImagePositionPatient", 3)
-    orientation = values.numbers("ImageOrientationPatient", 6)
-    spacing = values.numbers("PixelSpacing", 2)
+    if dataset is not None:
+        found["lut"] = bool(dataset.get("ModalityLUTSequence"))
+        if kind == _RT_DOSE:
+            frames = dose_grid(dataset, frame, count)
+        elif dataset.get("PerFrameFunctionalGroupsSequence"):
+            frames = functional_groups(dataset, count)
+    if "MOSAIC" in known["image_type"]:
+        if dataset is None:
+            raise Unsure
+        frames = mosaic(dataset, frame, known["rows"], known["columns"])
+        found["tiles"] = len(frames)
+    placed = all(each.position is not None and each.orientation is not None for each in frames)
+    if count > 1 and len(frames) != count and cross:
+        raise SourceError(
+            f"multi-frame image ({count} frames) without functional groups: the places of its frames are not known"
+        )
+    sized = all(each.spacing is not None and min(each.spacing) > 0 for each in frames)
+    if cross and not placed:
+        raise SourceError("no ImagePositionPatient or ImageOrientationPatient; its place is not known")
+    if cross and not sized:
+        raise SourceError("no usable PixelSpacing; the size of its pixels is not known")
+    if cross or (placed and sized and len(frames) == count):
+        return {**found, "frames": frames}
+    return {**found, **_flat(values, frame if len(frames) != count else frames[0], kind)}
+
+
+def _frame(values: Plain | Parsed, image_type: tuple[str, ...]) -> Frame:
+    """What stands at the top of a data set."""
     thickness = values.numbers("SliceThickness", 1)
-    slope = values.numbers("RescaleSlope", 1)
-    intercept = values.numbers("RescaleIntercept", 1)
-    frame = Frame(
-        position,
-        orientation,
-        spacing,
+    slope, intercept = values.numbers("RescaleSlope", 1), values.numbers("RescaleIntercept", 1)
+    return Frame(
+        values.numbers("ImagePositionPatient", 3),
+        values.numbers("ImageOrientationPatient", 6),
+        values.numbers("PixelSpacing", 2),
         thickness[0] if thickness else None,
         1.0 if slope is None else slope[0],
         0.0 if intercept is None else intercept[0],
         slope is not None and intercept is not None,
-        keys=_keys(values, known["image_type"]),
+        values.text("StackID"),
+        _keys(values, image_type),
     )
-    if cross and count > 1:
-        raise SourceError(
-            f"multi-frame image ({count} frames) without functional groups: the places of its frames are not known"
-        )
-    if cross and (position is None or orientation is None):
-        raise SourceError("no ImagePositionPatient or ImageOrientationPatient; its place is not known")
-    if cross and (spacing is None or min(spacing) <= 0):
-        raise SourceError("no usable PixelSpacing; the size of its pixels is not known")
-    if not cross:
-        found["geometry"] = "image" if spacing is not None and min(spacing) > 0 else "none"
-    found["frames"] = (frame,)
-    return found
+
+
+def _flat(values: Plain | Parsed, frame: Frame, kind: str) -> dict[str, Any]:
+    """Geometry of an image that has no place in the patient: the size of its pixels, if something tells it."""
+    notes: tuple[str, ...] = ()
+    spacing = frame.spacing
+    if spacing is None and values.dataset is not None:
+        spacing = ultrasound_spacing(values.dataset)
+    if spacing is None:
+        spacing = values.numbers("ImagerPixelSpacing", 2)
+        factor = values.numbers("EstimatedRadiographicMagnificationFactor", 1)
+        if spacing is not None and factor is not None and factor[0] > 0:
+            spacing = (spacing[0] / factor[0], spacing[1] / factor[0])
+        elif spacing is not None:
+            notes = ("pixel spacing is that of the detector; structures in the body are smaller by the magnification",)
+    sized = spacing is not None and min(spacing) > 0
+    return {
+        "geometry": "image" if sized else "none",
+        "frames": (replace(frame, spacing=spacing if sized else None),),
+        "notes": notes if sized else (),
+    }
 
 
 _SPLIT_BY = ("TemporalPositionIdentifier", "DiffusionBValue", "EchoNumbers", "EchoTime", "InversionTime", "TriggerTime",
