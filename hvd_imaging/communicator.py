@@ -5,9 +5,13 @@ Training talks through Horovod instead (`parallel/horovod.py`).
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 from . import errors
@@ -17,8 +21,12 @@ from .world import World, world_from_environment
 T = TypeVar("T")
 
 
+Taken = Callable[[int], None]
+"""Told on rank 0 how many pieces of work all ranks together have taken."""
+
+
 class Communicator(Protocol):
-    """What a stage may ask of the other ranks. Values are small and fit in JSON; every rank makes the same calls."""
+    """What a stage may ask of the other ranks. Values are plain data of this package; every rank makes the same calls."""
 
     world: World
 
@@ -35,6 +43,13 @@ class Communicator(Protocol):
         """End all ranks with this exit code."""
 
 
+class Sharing(Communicator, Protocol):
+    """A communicator that also shares work."""
+
+    def share(self, count: int, taken: Taken | None = None) -> AbstractContextManager[Iterator[int]]:
+        """The numbers below ``count`` in order, each to one rank only: whoever is free takes the next one."""
+
+
 class Alone:
     """A world of one."""
 
@@ -48,6 +63,10 @@ class Alone:
 
     def barrier(self) -> None:
         pass
+
+    @contextlib.contextmanager
+    def share(self, count: int, taken: Taken | None = None) -> Iterator[Iterator[int]]:
+        yield _counted(count, taken)
 
     def abort(self, code: int) -> None:
         sys.exit(code)
@@ -74,13 +93,80 @@ class Mpi:
     def barrier(self) -> None:
         self._comm.Barrier()
 
+    @contextlib.contextmanager
+    def share(self, count: int, taken: Taken | None = None) -> Iterator[Iterator[int]]:
+        from mpi4py import MPI
+
+        world = self.world
+        if MPI.Query_thread() < MPI.THREAD_MULTIPLE:  # nobody can answer while rank 0 works: fixed parts
+            yield iter(range(world.rank, count, world.size))
+            return
+        line = self._comm.Dup()  # messages of its own
+        try:
+            if world.is_root:
+                desk = _Desk(line, count, taken)
+                try:
+                    yield iter(desk.take, None)
+                finally:
+                    desk.close()
+            else:
+                try:
+                    yield iter(lambda: line.sendrecv(True, dest=0, source=0), None)
+                finally:
+                    line.send(False, dest=0)
+        finally:
+            line.Free()
+
     def abort(self, code: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         self._comm.Abort(code)
 
 
-def connect() -> Communicator:
+def _counted(count: int, taken: Taken | None) -> Iterator[int]:
+    for number in range(count):
+        if taken is not None:
+            taken(number + 1)
+        yield number
+
+
+class _Desk:
+    """Gives out the numbers on rank 0: to the others by a thread, which answers while this rank works itself.
+
+    The thread looks for messages now and then: a blocking receive would take a core, as MPI polls.
+    """
+
+    PAUSE_S = 0.001
+
+    def __init__(self, line: Any, count: int, taken: Taken | None) -> None:
+        self._line, self._lock, self._numbers = line, threading.Lock(), _counted(count, taken)
+        self._thread = threading.Thread(target=self._answer, name="work sharing", daemon=True)
+        self._thread.start()
+
+    def take(self) -> int | None:
+        with self._lock:
+            return next(self._numbers, None)
+
+    def _answer(self) -> None:
+        from mpi4py import MPI
+
+        status, busy = MPI.Status(), self._line.Get_size() - 1
+        while busy:
+            if not self._line.Iprobe(source=MPI.ANY_SOURCE, status=status):
+                time.sleep(self.PAUSE_S)
+                continue
+            rank = status.Get_source()
+            if self._line.recv(source=rank):
+                self._line.send(self.take(), dest=rank)
+            else:
+                busy -= 1
+
+    def close(self) -> None:
+        """Return when all ranks have said that they are through."""
+        self._thread.join()
+
+
+def connect() -> Sharing:
     """The communicator of this process: MPI where a launcher started several ranks, else a world of one.
 
     Raises:

@@ -35,27 +35,49 @@ def progress(items: Iterable[T], description: str, world: World) -> Iterator[T]:
 
 
 @contextlib.contextmanager
-def counter(description: str, world: World = World()) -> Iterator[Callable[[int, int], None]]:
-    """A function ``(done, total)`` that shows on stderr how far rank 0 is."""
+def counter(description: str, world: World = World(), unit: str = "") -> Iterator[Callable[[int, int], None]]:
+    """A function ``(done, total)`` that shows on stderr how far it is, how fast, and how long it will take still.
+
+    Args:
+        unit: of both numbers; "bytes" are shown as MB.
+    """
     if not world.is_root:
         yield lambda done, total: None
     elif sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import Progress
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(description, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task, start = bar.add_task(description, total=None, text=""), time.monotonic()
+
+            def draw(done: int, total: int) -> None:
+                text = describe_rate(done, total, time.monotonic() - start, unit)
+                bar.update(task, completed=done, total=total, text=text)
+
+            yield draw
     else:
-        last = time.monotonic()
+        last = start = time.monotonic()
 
         def line(done: int, total: int) -> None:
             nonlocal last
-            if time.monotonic() - last > _EVERY_S:
-                last = time.monotonic()
-                print(f"{description}: {done} of {total}", file=sys.stderr, flush=True)
+            now = time.monotonic()
+            if now - last > _EVERY_S:
+                last = now
+                left = f", {(total - done) * (now - start) / done:.0f} s left" if done else ""
+                print(f"{description}: {describe_rate(done, total, now - start, unit)}{left}", file=sys.stderr, flush=True)
 
         yield line
+
+
+def describe_rate(done: int, total: int, seconds: float, unit: str) -> str:
+    """"30 of 120 files, 15/s" or "30 of 120 MB, 15 MB/s". Pure."""
+    scale, name = (1e6, "MB") if unit == "bytes" else (1, unit)
+    shown = f"{done / scale:.0f} of {total / scale:.0f} {name}".rstrip()
+    if not done or seconds <= 0:
+        return shown
+    rate = done / scale / seconds
+    return f"{shown}, {rate:.{0 if rate >= 10 else 1}f}{' MB' if name == 'MB' else ''}/s"
 
 
 def refuse_many_ranks(command: str) -> None:

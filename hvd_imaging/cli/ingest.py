@@ -16,7 +16,9 @@ Examples:
   mpirun -np 8 hvd-imaging ingest archive dataset
 \b
 Inputs that can not be read are set aside in DATASET/quarantine.json with the reason; the exit code is then 10.
-The pseudonym key is DATASET.key beside the dataset: keep it secret, and keep it if more data is to come.
+File names can be names of patients: reports show references, DATASET.files.json beside the dataset tells what they stand for.
+The pseudonym key is DATASET.key beside the dataset: keep both secret, and keep them if more data is to come.
+A killed ingest, started again with the same settings, goes on where it was.
 """
 )
 @click.argument("src", type=click.Path(path_type=Path))
@@ -55,7 +57,7 @@ def command(
     communicator = connect()
 
     from ..ingest import QUARANTINE, ingest
-    from .console import progress
+    from .console import counter
 
     result = ingest(
         src,
@@ -65,7 +67,7 @@ def command(
         task=task,
         key_file=key_file,
         communicator=communicator,
-        progress=lambda items, text: progress(items, text, communicator.world),
+        progress=lambda text, unit: counter(text, communicator.world, unit),
     )
     if communicator.world.is_root:
         manifest = result.manifest
@@ -98,6 +100,8 @@ def command(
         _list("set aside", [(item.path, item.reason) for item in result.quarantined])
         if result.quarantined:
             click.echo(f"the reasons stand in {dataset / QUARANTINE}; exit code {PARTIAL}", err=True)
+        if result.quarantined or result.notes:
+            click.echo(f"which file is which: {result.files} (readable by you only)", err=True)
     if result.quarantined:
         communicator.barrier()  # leaving with a code ends all ranks: not before rank 0 has spoken
         click.get_current_context().exit(PARTIAL)

@@ -50,6 +50,10 @@ class Sample(_Entry):
         split: train, val or test.
         shard: file name inside the dataset folder.
         sha256: of the content, `schema.content_hash`.
+        geometry: "patient": the affine maps to the patient; "image": spacing in mm, no place; "none": no known size.
+        site: pseudonym of the institution, "" if unknown.
+        date: of the study, shifted by patient, ISO 8601; "" if unknown.
+        origin: keyed fingerprint of the files and settings that made it.
     """
 
     id: str
@@ -69,6 +73,10 @@ class Sample(_Entry):
     split: Literal["train", "val", "test"]
     shard: str
     sha256: str
+    geometry: str = "patient"
+    site: str = ""
+    date: str = ""
+    origin: str = ""
 
 
 class Storage(_Entry):
@@ -109,9 +117,9 @@ class Manifest(_Entry):
     def hash(self) -> str:
         """Hex SHA-256 of the canonical JSON: equal hashes mean equal content, order, splits and preprocessing.
 
-        How it is stored (storage, chunks, the shards' own hashes) is not content.
+        How it is stored (storage, chunks, the shards' own hashes) and where it came from is not content.
         """
-        stored: dict[str, Any] = {"storage": True, "shards": True, "samples": {"__all__": {"chunk", "block"}}}
+        stored: dict[str, Any] = {"storage": True, "shards": True, "samples": {"__all__": {"chunk", "block", "origin"}}}
         text = json.dumps(self.model_dump(mode="json", by_alias=True, exclude=stored), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -42,6 +42,7 @@ class Record:
         modality: "CT", "MR", ...
         label: class index or None.
         scale, offset, error: of a stored image, see `storage.Stored`.
+        geometry, site, date, origin: see `manifest.Sample`.
     """
 
     id: str
@@ -54,6 +55,10 @@ class Record:
     scale: float = 1.0
     offset: float = 0.0
     error: float = 0.0
+    geometry: str = "patient"
+    site: str = ""
+    date: str = ""
+    origin: str = ""
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -109,6 +114,10 @@ def describe(record: Record, classes: int, shard: str, config: ShardConfig, spli
         split=split,
         shard=shard,
         sha256=_hash(record),
+        geometry=record.geometry,
+        site=record.site,
+        date=record.date,
+        origin=record.origin,
     )
 
 

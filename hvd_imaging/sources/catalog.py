@@ -66,6 +66,7 @@ def scan(
     labels_csv: Path | None = None,
     task: str | None = None,
     on_file: Callable[[Path], None] | None = None,
+    dicom: DicomScan | None = None,
 ) -> Catalog:
     """Find the images below ``root`` and what labels them; reads headers only.
 
@@ -73,6 +74,7 @@ def scan(
         labels_csv: labels for classification; without it, ``root/labels.csv`` is used if the task is classification, or
             not given and there are no masks.
         task: one of `TASKS`; None: segmentation if there are masks, classification if there is a CSV, else unlabelled.
+        dicom: what `scan_dicom` would find, if it is known.
 
     Raises:
         SourceError: no DICOM or NIfTI in the folder, a label for an unknown patient, no labels for the asked task, or
@@ -84,7 +86,7 @@ def scan(
     if not root.is_dir():
         raise SourceError(f"{root}: expected a folder with DICOM or NIfTI files, found {_what(root)}")
     nifti = scan_nifti(root)
-    dicom = scan_dicom(root, on_file)
+    dicom = scan_dicom(root, on_file) if dicom is None else dicom
     if dicom.series and nifti.cases:
         raise SourceError(
             f"{root}: DICOM ({len(dicom.series)} series) and NIfTI ({len(nifti.cases)} cases) in one folder; "

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import dataclasses
 import hashlib
 import json
 import threading
@@ -10,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hvd_imaging import ingest as stage
 from hvd_imaging.config import IngestConfig, PreprocessConfig, ShardConfig
 from hvd_imaging.errors import DatasetError, HvdImagingError, SetupError, SourceError
-from hvd_imaging.ingest import from_plain, ingest, resolve_all, to_plain
+from hvd_imaging.ingest import ingest, prepare, run
+from hvd_imaging.ingest.plan import resolve_all
 from hvd_imaging.shards import manifest as manifests
 from hvd_imaging.shards.reader import ShardReader
 from hvd_imaging.shards.verify import verify
@@ -29,10 +32,11 @@ SHAPE = (6, 16, 15)
 
 
 class Ranks:
-    """Ranks as threads; values go through JSON, as the communicator's contract allows no more."""
+    """Ranks as threads; values are copied, as messages would be."""
 
     def __init__(self, size: int) -> None:
         self.size, self.values, self.meeting = size, [None] * size, threading.Barrier(size, timeout=30)
+        self.lock, self.numbers = threading.Lock(), iter(())
 
     def run(self, act) -> list:
         """Results or errors of all ranks."""
@@ -58,9 +62,9 @@ class Rank:
         self.ranks, self.world = ranks, World(rank, ranks.size, rank, ranks.size)
 
     def gather(self, value):
-        self.ranks.values[self.world.rank] = json.dumps(value)
+        self.ranks.values[self.world.rank] = value
         self.ranks.meeting.wait()
-        values = [json.loads(text) for text in self.ranks.values]
+        values = copy.deepcopy(self.ranks.values)
         self.ranks.meeting.wait()
         return values
 
@@ -69,6 +73,19 @@ class Rank:
 
     def barrier(self):
         self.gather(None)
+
+    @contextlib.contextmanager
+    def share(self, count, taken=None):
+        ranks = self.ranks
+        if self.world.is_root:
+            ranks.numbers = iter(range(count))
+        self.barrier()
+
+        def take():
+            with ranks.lock:
+                return next(ranks.numbers, None)
+
+        yield iter(take, None)
 
     def abort(self, code):
         raise AssertionError("abort")
@@ -81,10 +98,12 @@ class Archive:
         self.src, self.task, self.rejected, self.faults, self.notes = src, task, [], {}, {}
         self.classes = {"segmentation": ("background", "a", "b"), "classification": ("no", "yes")}.get(task, ())
         self.channels: dict[int, int] = {}
+        self.read: list[int] = []
         self.modality: dict[int, str] = {}
         self.source_ids = [f"1.2.840.99.{i}" for i in range(cases)]
+        src.mkdir(exist_ok=True)
 
-    def scan(self, root, labels_csv=None, task=None):
+    def scan(self, root, labels_csv=None, task=None, dicom=None):
         cases = []
         for i, uid in enumerate(self.source_ids):
             files = (self.src / f"folder{i}" / "a.dcm", self.src / f"folder{i}" / "b.dcm")
@@ -95,6 +114,7 @@ class Archive:
 
     def load_case(self, case, catalog, units="hu"):
         index = catalog.cases.index(case)
+        self.read.append(index)
         if index in self.faults:
             raise self.faults[index]
         random = np.random.default_rng(index)
@@ -109,8 +129,8 @@ class Archive:
 def archive(tmp_path, monkeypatch):
     def make(**options):
         made = Archive(tmp_path / "src", **options)
-        monkeypatch.setattr(stage.sources, "scan", made.scan)
-        monkeypatch.setattr(stage.sources, "load_case", made.load_case)
+        monkeypatch.setattr(run.sources, "scan", made.scan)
+        monkeypatch.setattr(run.sources, "load_case", made.load_case)
         return made
 
     return make
@@ -121,7 +141,12 @@ def hashes(folder):
 
 
 def names(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.name != "src")
+
+
+def files(folder):
+    """What the references of a dataset's reports stand for."""
+    return json.loads((folder.parent / f"{folder.name}.files.json").read_text())
 
 
 def test_dataset_is_whole_and_has_no_identifier(tmp_path, archive):
@@ -129,7 +154,7 @@ def test_dataset_is_whole_and_has_no_identifier(tmp_path, archive):
     result = ingest(made.src, tmp_path / "data", CONFIG)
     manifest = manifests.load(tmp_path / "data")
     assert manifest == result.manifest and result.quarantined == [] and result.notes == []
-    assert names(tmp_path) == ["data", "data.key"]
+    assert names(tmp_path) == ["data", "data.files.json", "data.key"]
     assert names(tmp_path / "data") == [
         "manifest.json", "quarantine.json", *sorted({sample.shard for sample in manifest.samples}),
     ]  # fmt: skip
@@ -142,7 +167,7 @@ def test_dataset_is_whole_and_has_no_identifier(tmp_path, archive):
             image, mask = reader.read_whole(sample)
             assert image.shape == (8, 20, 15, 1) and mask.shape == (8, 20, 15)
             assert image.min() >= 0 and image.max() <= 1 and sample.spacing == (2.0, 1.0, 1.0)
-    assert verify(tmp_path / "data", stage.Alone()) == []
+    assert verify(tmp_path / "data", run.Alone()) == []
     for path in (tmp_path / "data").iterdir():
         data = path.read_bytes()
         for secret in (b"Smith", b"1.2.840", str(tmp_path).encode()):
@@ -158,8 +183,8 @@ def test_any_number_of_ranks_makes_the_same_files(tmp_path, archive, size):
     one = ingest(made.src, tmp_path / "one", CONFIG, key_file=key)
     results = Ranks(size).run(lambda rank: ingest(made.src, tmp_path / "many", CONFIG, key_file=key, communicator=rank))
     assert hashes(tmp_path / "one") == hashes(tmp_path / "many")
-    assert all(result == one for result in results)
-    assert names(tmp_path) == ["key", "many", "one"]
+    assert all(dataclasses.replace(result, files=one.files) == one for result in results)
+    assert names(tmp_path) == ["key", "many", "many.files.json", "one", "one.files.json"]
 
 
 def test_order_of_the_archive_does_not_matter(tmp_path, archive):
@@ -187,15 +212,21 @@ def test_quarantine(tmp_path, archive, capfd):
     made.notes = {1: ("1 duplicate slice dropped: b.dcm",)}
     result = ingest(made.src, tmp_path / "data", CONFIG)
     assert len(result.manifest.samples) == 4
-    found = json.loads((tmp_path / "data" / "quarantine.json").read_text())
-    assert found["quarantined"] == [
-        {"path": "notes/readme.dcm", "reason": "not DICOM"},
-        {"path": "folder0/a.dcm", "reason": "truncated"},
-        {"path": "folder2/a.dcm", "reason": "can not be read (KeyError)"},
-        {"path": "folder4/a.dcm", "reason": "expected 1 channel(s) as most inputs have, found 2"},
+    text = (tmp_path / "data" / "quarantine.json").read_text()
+    found, known = json.loads(text), files(tmp_path / "data")
+    assert [(known[item["path"]], item["reason"]) for item in found["quarantined"]] == [
+        ("notes/readme.dcm", "not DICOM"),
+        ("folder0/a.dcm", "truncated"),
+        ("folder2/a.dcm", "can not be read (KeyError)"),
+        ("folder4/a.dcm", "expected 1 channel(s) as most inputs have, found 2"),
     ]
-    assert found["notes"] == [{"path": "folder1", "note": "1 duplicate slice dropped: b.dcm"}]
-    assert "Smith" not in (tmp_path / "data" / "quarantine.json").read_text() + "".join(capfd.readouterr())
+    (note,) = found["notes"]
+    before, _, reference = note["note"].rpartition(" ")
+    assert known[note["path"]] == "folder1" and before == "1 duplicate slice dropped:"
+    assert known[reference] == "folder1/b.dcm"
+    for secret in ("Smith", "folder", "a.dcm", "b.dcm", "readme"):
+        assert secret not in text.replace("folder-", "") + "".join(capfd.readouterr()), secret
+    assert (tmp_path / "data.files.json").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_series_that_stands_twice_counts_once(tmp_path, archive):
@@ -205,7 +236,7 @@ def test_a_series_that_stands_twice_counts_once(tmp_path, archive):
     result = ingest(made.src, tmp_path / "data", CONFIG)
     assert len(result.manifest.samples) == 2
     assert [item.reason for item in result.quarantined] == ["another input has the same series or case name"]
-    assert verify(tmp_path / "data", stage.Alone()) == []
+    assert verify(tmp_path / "data", run.Alone()) == []
 
 
 @pytest.mark.parametrize(
@@ -224,19 +255,19 @@ def test_cases_that_do_not_fit_are_set_aside(tmp_path, archive, monkeypatch, tas
         found = made.load_case(case, catalog, units)
         return fault(*found) if case is catalog.cases[1] else found
 
-    monkeypatch.setattr(stage.sources, "load_case", load_case)
+    monkeypatch.setattr(run.sources, "load_case", load_case)
     result = ingest(made.src, tmp_path / "data", CONFIG)
     assert len(result.manifest.samples) == 6
     (item,) = result.quarantined
-    assert item.path == "folder1/a.dcm" and reason in item.reason
+    assert files(tmp_path / "data")[item.path] == "folder1/a.dcm" and reason in item.reason
 
 
 def test_nothing_usable_makes_no_dataset(tmp_path, archive):
     made = archive(cases=2)
     made.faults = dict.fromkeys(range(2), SourceError("truncated"))
-    with pytest.raises(SourceError, match=r"none of 2 inputs.*folder0/a\.dcm: truncated"):
+    with pytest.raises(SourceError, match=r"none of 2 inputs.*file-[0-9a-f]{10}: truncated"):
         ingest(made.src, tmp_path / "data", CONFIG)
-    assert names(tmp_path) == ["data.key"]
+    assert names(tmp_path) == ["data.files.json", "data.key"]
 
 
 def test_mixed_modalities_need_a_rule(tmp_path, archive):
@@ -244,7 +275,7 @@ def test_mixed_modalities_need_a_rule(tmp_path, archive):
     made.modality[3] = "MR"
     with pytest.raises(SourceError, match=r"preprocess\.intensity.*CT.*MR"):
         ingest(made.src, tmp_path / "data", CONFIG)
-    assert names(tmp_path) == []
+    assert names(tmp_path) == ["data.key"]
     config = CONFIG.model_copy(update={"preprocess": PreprocessConfig(intensity="percentile")})
     assert len(ingest(made.src, tmp_path / "data", config).manifest.samples) == 7
 
@@ -270,15 +301,16 @@ def test_existing_dataset_is_kept(tmp_path, archive):
     before = hashes(tmp_path / "data")
     with pytest.raises(DatasetError, match="found a dataset"):
         ingest(made.src, tmp_path / "data", CONFIG)
-    assert hashes(tmp_path / "data") == before and names(tmp_path) == ["data", "data.key"]
+    assert hashes(tmp_path / "data") == before and names(tmp_path) == ["data", "data.files.json", "data.key"]
 
 
-@pytest.mark.parametrize("place", ["write_shard", "describe", "publish", "_load_staged"])
+@pytest.mark.parametrize("place", ["write_shard", "stage", "publish", "load"])
 @pytest.mark.parametrize("size", [1, 2])
-def test_a_failure_in_the_middle_leaves_nothing(tmp_path, archive, monkeypatch, place, size):
-    """On one rank of several: all ranks stop with its message, and no folder stays."""
+def test_after_a_failure_the_next_one_goes_on(tmp_path, archive, monkeypatch, place, size):
+    """On one rank of several: all ranks stop with its message; what was prepared is not read again."""
     made = archive()
-    calls, original = [], getattr(stage, place)
+    calls, owner = [], prepare if place == "load" else run
+    original = getattr(owner, place)
 
     def fails(*args, **kwargs):
         calls.append(1)
@@ -286,25 +318,64 @@ def test_a_failure_in_the_middle_leaves_nothing(tmp_path, archive, monkeypatch, 
             raise OSError(28, "No space left on device")
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(stage, place, fails)
-    results = Ranks(size).run(lambda rank: ingest(made.src, tmp_path / "data", CONFIG, communicator=rank))
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, place, fails)
+        results = Ranks(size).run(lambda rank: ingest(made.src, tmp_path / "data", CONFIG, communicator=rank))
     expected = HvdImagingError if size > 1 else (OSError, HvdImagingError)
     assert all(isinstance(result, expected) and "No space left" in str(result) for result in results)
     if size == 2:
         assert len({str(result) for result in results}) == 1 and str(results[0]).startswith("rank ")
-    assert names(tmp_path) == ["data.key"]
+    assert {"data.key", ".data.building"} <= set(names(tmp_path)) <= {"data.key", ".data.building", "data.files.json"}
+    before = sorted(made.read)
+    ingest(made.src, tmp_path / "data", CONFIG)
+    assert (sorted(made.read) == list(range(7)) and len(before) < 7) or before == list(range(7))
+    assert names(tmp_path) == ["data", "data.files.json", "data.key"]
+    ingest(made.src, tmp_path / "straight", CONFIG, key_file=tmp_path / "data.key")
+    assert hashes(tmp_path / "data") == hashes(tmp_path / "straight")
 
 
-def test_interruption_leaves_nothing(tmp_path, archive, monkeypatch):
+def test_what_is_not_whole_is_read_again(tmp_path, archive, monkeypatch):
     made = archive()
 
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stage, "write_shard", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run, "write_shard", interrupted)
         ingest(made.src, tmp_path / "data", CONFIG)
-    assert names(tmp_path) == ["data.key"]
+    one, two, three, *_ = sorted((tmp_path / ".data.building" / "staging").glob("*.json"))
+    one.write_text("{")
+    two.with_name(two.stem + ".image.npy").write_bytes(b"cut")
+    flipped = bytearray(three.with_name(three.stem + ".image.npy").read_bytes())
+    flipped[-1] ^= 1
+    three.with_name(three.stem + ".image.npy").write_bytes(flipped)
+    made.read.clear()
+    ingest(made.src, tmp_path / "data", CONFIG)
+    assert len(made.read) == 3 and verify(tmp_path / "data", run.Alone()) == []
+
+
+def test_other_settings_prepare_anew(tmp_path, archive, monkeypatch):
+    made = archive()
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(run, "write_shard", lambda *_: (_ for _ in ()).throw(OSError(5, "x")))
+        ingest(made.src, tmp_path / "data", CONFIG)
+    made.read.clear()
+    ingest(made.src, tmp_path / "data", CONFIG.model_copy(update={"preprocess": PreprocessConfig()}))
+    assert sorted(made.read) == list(range(7))
+
+
+def test_two_at_once_do_not_disturb_each_other(tmp_path, archive, monkeypatch):
+    made = archive()
+    original = run.write_shard
+
+    def second(*args, **kwargs):
+        with pytest.raises(DatasetError, match="another ingest is making this dataset"):
+            ingest(made.src, tmp_path / "data", CONFIG)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(run, "write_shard", second)
+    ingest(made.src, tmp_path / "data", CONFIG)
+    assert verify(tmp_path / "data", run.Alone()) == []
 
 
 def test_bad_key_file(tmp_path, archive):
@@ -325,24 +396,15 @@ def test_dataset_without_a_name(tmp_path, archive, monkeypatch):
         ingest(made.src, Path(), CONFIG)
 
 
-def test_catalog_survives_the_way_to_other_ranks(tmp_path, archive):
-    made = archive(task="classification")
-    made.rejected = [Rejected("a", "b")]
-    catalog = made.scan(made.src)
-    assert from_plain(json.loads(json.dumps(to_plain(catalog)))) == catalog
-    with pytest.raises(ValueError, match="not of hvd_imaging"):
-        from_plain({"class": "os.system", "fields": {}})
-    with pytest.raises(TypeError):
-        to_plain(object())
-
-
 def test_progress_sees_the_work(tmp_path, archive):
     made = archive()
-    seen = []
+    seen = {}
 
-    def progress(items, text):
-        seen.append((text, len(items)))
-        return items
+    @contextlib.contextmanager
+    def progress(text, unit):
+        seen[text] = [unit]
+        yield lambda done, total: seen[text].append((done, total))
 
     shards = {s.shard for s in ingest(made.src, tmp_path / "data", CONFIG, progress=progress).manifest.samples}
-    assert seen == [("reading and preparing", 7), ("writing shards", len(shards))]
+    assert list(seen) == ["reading headers", "reading and preparing", "writing shards"]
+    assert len(seen["reading and preparing"]) == 8 and seen["writing shards"][-1] == (len(shards) - 1, len(shards))

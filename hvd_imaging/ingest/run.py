@@ -1,0 +1,250 @@
+"""From an archive to a dataset: scan, read, preprocess, write shards; alone or on many ranks with the same result.
+
+Whoever is free takes the next case, the largest first, and prepares it into a work folder beside the dataset. What goes into
+which shard is then a pure function of the prepared sizes in the order of the samples' ids, so the files do not depend on the
+number of ranks. The dataset takes its name when it is whole. A killed ingest, started again, goes on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+from ..communicator import Alone, Sharing, Taken, together
+from ..config import IngestConfig
+from ..errors import DatasetError, SourceError, on_all_ranks
+from ..files import write_json
+from ..privacy.pseudonym import load_or_make_key
+from ..privacy.redact import Redactor
+from ..shards import manifest as manifests
+from ..shards.manifest import Manifest, Sample, ShardFile, Storage
+from ..shards.writer import publish, refuse_existing, settle, write_shard
+from ..sources import catalog as sources
+from ..sources.catalog import Catalog
+from ..sources.dicom import DicomScan
+from . import prepare
+from .plan import (
+    Note,
+    Quarantined,
+    Staged,
+    check_config,
+    compose,
+    cut_for,
+    refuse_minority,
+    refuse_repeated,
+    resolve_all,
+)
+from .prepare import Job, image_bytes, stage
+from .scan import scan_together
+from .workspace import Workspace
+
+QUARANTINE = "quarantine.json"
+
+Progress = Callable[[str, str], AbstractContextManager[Callable[[int, int], None]]]
+"""Called with what is done and in which unit; gives a function that takes (done, total)."""
+
+
+@dataclass(frozen=True)
+class IngestResult:
+    """What ingest made; equal on all ranks.
+
+    Attributes:
+        files: JSON beside the key that tells which file each reference stands for; only its owner can read it.
+    """
+
+    manifest: Manifest
+    quarantined: list[Quarantined]
+    notes: list[Note]
+    files: Path
+
+
+def ingest(
+    src: str | Path,
+    dataset: str | Path,
+    config: IngestConfig,
+    labels_csv: str | Path | None = None,
+    task: str | None = None,
+    key_file: str | Path | None = None,
+    communicator: Sharing | None = None,
+    progress: Progress | None = None,
+) -> IngestResult:
+    """Make a dataset. All ranks call it together, and each gets the result.
+
+    Args:
+        src: folder with DICOM files or NIfTI volumes.
+        dataset: the folder to make; its parent must be shared by all ranks.
+        labels_csv: labels for classification.
+        task: "segmentation", "classification" or "unlabelled"; None: what the labels found tell.
+        key_file: pseudonym key; default ``<dataset>.key`` beside the dataset, made if missing.
+
+    Raises:
+        SourceError: nothing usable in ``src``, or labels or modalities contradict each other.
+        DatasetError: ``dataset`` exists, or can not be written, or another ingest is making it.
+        SetupError: the key file can not be used.
+    """
+    src, dataset = Path(src), Path(dataset)
+    if not dataset.name:
+        raise on_all_ranks(DatasetError(f"DATASET: expected the name of a new folder, found '{dataset}'"))
+    communicator = communicator or Alone()
+    world = communicator.world
+    show: Progress = progress or (lambda text, unit: contextlib.nullcontext(lambda done, total: None))
+    key_path = Path(key_file) if key_file else dataset.with_name(dataset.name + ".key")
+    workspace = Workspace(dataset)
+    with contextlib.ExitStack() as held:
+
+        def start() -> str | None:
+            if not world.is_root:
+                return None
+            refuse_existing(dataset)
+            if not src.is_dir():
+                raise SourceError(f"{src}: expected a folder with DICOM or NIfTI files, found {'a file' if src.exists() else 'nothing'}")
+            key = load_or_make_key(key_path).hex()
+            held.enter_context(workspace.held())
+            return key
+
+        key = bytes.fromhex(communicator.broadcast(together(communicator, start)))
+        redactor = Redactor(key, src)
+        try:
+            result = _build(
+                src, dataset, workspace, key, redactor, config, labels_csv, task, communicator, show, key_path
+            )
+        except BaseException:
+            # Every way out of _build has passed a collective call: no rank writes any more.
+            if world.is_root and not workspace.prepared():
+                workspace.remove()
+            raise
+        if world.is_root:
+            workspace.remove()
+    return result
+
+
+def _build(
+    src: Path,
+    dataset: Path,
+    workspace: Workspace,
+    key: bytes,
+    redactor: Redactor,
+    config: IngestConfig,
+    labels_csv: str | Path | None,
+    task: str | None,
+    communicator: Sharing,
+    show: Progress,
+    key_path: Path,
+) -> IngestResult:
+    world = communicator.world
+    with show("reading headers", "files") as report:
+        dicom = scan_together(src, communicator, report)
+
+    def find() -> Catalog | None:
+        return _catalog(src, labels_csv, task, config, dicom, redactor) if world.is_root else None
+
+    catalog: Catalog = communicator.broadcast(together(communicator, find))
+    settings = resolve_all(config.preprocess, [case.modality for case in catalog.cases])
+    job = Job(src, catalog, key, config, settings)
+    sizes = {index: image_bytes(case) for index, case in enumerate(catalog.cases)} if world.is_root else {}
+    # The largest first: no rank is left with a long one at the end.
+    order = communicator.broadcast(sorted(sizes, key=lambda index: (-sizes[index], index)))
+    weights = [0, *accumulate(sizes.get(index, 0) for index in order)]
+
+    def prepare_all(report: Callable[[int, int], None]) -> list[Staged]:
+        # Taken is not done: the bar shows what was taken before.
+        taken: Taken = lambda number: report(weights[number - 1], weights[-1])  # noqa: E731
+        with communicator.share(len(order), taken) as mine:
+            return [stage(order[number], job, workspace, redactor) for number in mine]
+
+    with show("reading and preparing", "bytes") as report:
+        parts = communicator.gather(together(communicator, lambda: prepare_all(report)))
+    staged = sorted((item for part in parts for item in part), key=lambda item: item.index)
+    staged = refuse_minority(refuse_repeated(staged))
+    quarantined = [Quarantined(redactor.reference(src / item.path), redactor.text(item.reason, [src / item.path])) for item in catalog.rejected]
+    quarantined += [Quarantined(item.path, item.reason) for item in staged if item.sample is None]
+    notes = [Note(item.folder, note) for item in staged for note in item.notes]
+    notes += [Note(".", note) for note in catalog.notes]
+    for known in communicator.gather(redactor.known):
+        redactor.add(known)
+    files = key_path.with_name(f"{dataset.name}.files.json")
+
+    def told() -> Manifest:
+        if world.is_root:
+            redactor.save(files)
+        return compose(staged, catalog, settings, config, quarantined)
+
+    manifest = together(communicator, told)
+
+    def settled() -> tuple[str, str] | None:
+        if not world.is_root:
+            return None
+        image = prepare.load(manifest.samples[0], workspace).image
+        size = sum(item.bytes for item in staged if item.sample is not None)
+        _, storage = settle(config.shards, size, image, workspace.folder)
+        return storage.compression, storage.reason
+
+    compression, reason = communicator.broadcast(together(communicator, settled))
+    shard_config = config.shards.model_copy(update={"compression": compression})
+    storage = Storage(patch=shard_config.patch, compression=compression, reason=reason)
+    manifest = manifest.model_copy(
+        update={"storage": storage, "samples": tuple(cut_for(sample, shard_config) for sample in manifest.samples)}
+    )
+
+    shards: dict[str, list[Sample]] = {}
+    for sample in manifest.samples:
+        shards.setdefault(sample.shard, []).append(sample)
+    names = sorted(shards)
+
+    def write(report: Callable[[int, int], None]) -> list[ShardFile]:
+        with communicator.share(len(names), lambda number: report(number - 1, len(names))) as mine:
+            return [
+                write_shard(
+                    workspace.built / names[number],
+                    (prepare.load(sample, workspace) for sample in shards[names[number]]),
+                    shard_config,
+                )
+                for number in mine
+            ]
+
+    with show("writing shards", "shards") as report:
+        parts_written = communicator.gather(together(communicator, lambda: write(report)))
+    written = [file for part in parts_written for file in part]
+    manifest = manifest.model_copy(update={"shards": tuple(sorted(written, key=lambda file: file.name))})
+
+    def finish() -> None:
+        if not world.is_root:
+            return
+        try:
+            write_json(
+                workspace.built / QUARANTINE,
+                {
+                    "quarantined": [dataclasses.asdict(item) for item in quarantined],
+                    "notes": [dataclasses.asdict(item) for item in notes],
+                },
+            )
+            manifests.save(workspace.built, manifest)
+        except OSError as error:
+            raise DatasetError(f"{dataset}: can not be written ({error.strerror}); check space and permissions") from error
+        publish(workspace.built, dataset)
+
+    together(communicator, finish)
+    return IngestResult(manifest, quarantined, notes, files)
+
+
+def _catalog(
+    src: Path,
+    labels_csv: str | Path | None,
+    task: str | None,
+    config: IngestConfig,
+    dicom: DicomScan,
+    redactor: Redactor,
+) -> Catalog:
+    """The cases of the archive; what is wrong with it as a whole is said without its files' names."""
+    try:
+        found = sources.scan(src, None if labels_csv is None else Path(labels_csv), task, dicom=dicom)
+        check_config(found, config)
+    except SourceError as error:
+        names = [src / rejected.path for rejected in dicom.rejected]
+        raise SourceError(redactor.text(str(error), names).replace("SRC", str(src), 1)) from None
+    return found
