@@ -6,6 +6,7 @@ TensorFlow reads these variables once, on import, so every command that uses it 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import sys
 import tempfile
@@ -14,6 +15,19 @@ from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
 
 from .world import World, bounds, world_from_environment
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+
+
+def keep_freed_memory() -> None:
+    """Let freed memory serve the next array: getting pages from the system again costs more than filling them.
+
+    For stages that make large arrays one after another; the process keeps the most that it needed at once.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 @dataclass(frozen=True)

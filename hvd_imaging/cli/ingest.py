@@ -49,11 +49,13 @@ def command(
 
     SRC is searched in all its folders; DATASET must not exist yet, or be empty. No identifier enters DATASET.
     """
+    from ..bootstrap import keep_freed_memory
     from ..communicator import connect
     from ..config import IngestConfig, load
     from ..errors import PARTIAL
 
     config = load(IngestConfig, None, assignments)
+    keep_freed_memory()
     communicator = connect()
 
     from ..ingest import QUARANTINE, ingest

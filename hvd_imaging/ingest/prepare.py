@@ -222,4 +222,5 @@ def load(sample: manifests.Sample, workspace: Workspace) -> Record:
         site=sample.site,
         date=sample.date,
         origin=sample.origin,
+        sha256=sample.sha256,
     )

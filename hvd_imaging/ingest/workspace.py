@@ -10,7 +10,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -113,9 +112,10 @@ class Workspace:
             ) from error
 
     def _load(self, origin: str, has_mask: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        image: Any = np.load(self.staging / f"{origin}.image.npy", mmap_mode="r", allow_pickle=False)
-        mask: Any = np.load(self.staging / f"{origin}.mask.npy", mmap_mode="r", allow_pickle=False) if has_mask else None
-        return image, mask
+        image = np.load(self.staging / f"{origin}.image.npy", mmap_mode="r", allow_pickle=False)
+        mask = np.load(self.staging / f"{origin}.mask.npy", mmap_mode="r", allow_pickle=False) if has_mask else None
+        # As plain arrays: taking parts of NumPy's own class of maps is slow.
+        return np.asarray(image), None if mask is None else np.asarray(mask)
 
 
 def _save(path: Path, array: np.ndarray) -> None:

@@ -16,9 +16,14 @@ def scale(array: np.ndarray, low: float, high: float) -> np.ndarray:
     """``low`` to 0, ``high`` to 1, clipped between; 0 everywhere if there is no range."""
     if not high > low:
         return np.zeros(array.shape, np.float32)
-    # The limits stay Python floats: float32 in, float32 out.
-    scaled = (np.asarray(array, np.float32) - float(low)) * (1.0 / (float(high) - float(low)))
-    return np.clip(scaled, 0.0, 1.0, out=scaled)
+    array = np.asarray(array, np.float32)
+    scaled = np.empty(array.shape, np.float32)
+    # Slice by slice: each stays in the processor's cache. The limits stay Python floats: float32 in, float32 out.
+    for source, target in zip(array, scaled, strict=True) if array.ndim > 1 else ((array, scaled),):
+        np.subtract(source, float(low), out=target)
+        target *= 1.0 / (float(high) - float(low))
+        np.clip(target, 0.0, 1.0, out=target)
+    return scaled
 
 
 def window(array: np.ndarray, limits: tuple[float, float]) -> np.ndarray:

@@ -56,7 +56,8 @@ def preprocess(
         array = np.stack([resample.linear(array[..., c], positions) for c in range(array.shape[3])], axis=3)
         mask = mask if mask is None else resample.nearest(mask, positions)
 
-    array = np.stack([normalize(array[..., c], config) for c in range(array.shape[3])], axis=3)
+    channels = [normalize(array[..., c], config) for c in range(array.shape[3])]
+    array = channels[0][..., np.newaxis] if len(channels) == 1 else np.stack(channels, axis=3)
 
     if config.projection != "none":
         slab = slab_of(array.shape[0], config.projection_slab)
@@ -128,9 +129,9 @@ def _crop_box(array: np.ndarray, volume: Volume, config: PreprocessConfig) -> cr
 
 def _finite(array: np.ndarray) -> np.ndarray:
     """NaN and infinity (the background of some NIfTI files) as background: 0, or the smallest value if that is lower."""
-    good = np.isfinite(array)
-    if good.all():
+    if all(np.isfinite(part).all() for part in array):
         return array
+    good = np.isfinite(array)
     if not good.any():
         raise SourceError("expected finite voxel values, found none")
     return np.where(good, array, min(float(array[good].min()), 0.0)).astype(np.float32)

@@ -43,6 +43,7 @@ class Record:
         label: class index or None.
         scale, offset, error: of a stored image, see `storage.Stored`.
         geometry, site, date, origin: see `manifest.Sample`.
+        sha256: of the stored content, if it is known.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Record:
     site: str = ""
     date: str = ""
     origin: str = ""
+    sha256: str = ""
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -76,6 +78,7 @@ class Record:
             scale=stored.scale,
             offset=stored.offset,
             error=stored.error,
+            sha256="",
         )
 
     def layout(self, config: ShardConfig) -> Layout:
@@ -122,7 +125,7 @@ def describe(record: Record, classes: int, shard: str, config: ShardConfig, spli
 
 
 def _hash(record: Record) -> str:
-    return schema.content_hash(record.image, record.mask, record.label, record.scale, record.offset)
+    return record.sha256 or schema.content_hash(record.image, record.mask, record.label, record.scale, record.offset)
 
 
 def write_shard(path: Path, records: Iterable[Record], config: ShardConfig) -> ShardFile:
