@@ -96,6 +96,16 @@ def io(dataset: str | None, quick: bool, path: str | None, png: str | None, step
         click.echo(f"written: {png}")
 
 
+@command.command()
+@click.option("--quick", is_flag=True, help="End within a minute.")
+@click.option("--json", "path", type=click.Path(dir_okay=False), help="Write the measurements here.")
+def ingest(quick: bool, path: str | None) -> None:
+    """From uncompressed CT to a dataset, beside what only reads it."""
+    from ..bench.ingest import measure
+
+    _show("ingest", *measure(quick, lambda text: click.echo(text, err=True)), path)
+
+
 def _show(name: str, rows: Sequence[Row], figures: Sequence[Figure], path: str | None) -> None:
     from rich.console import Console
     from rich.table import Table

@@ -13,7 +13,7 @@ import hashlib
 import io
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -255,6 +255,30 @@ def make_archive(
         writer.writerows([("PatientID", "label"), *rows])
         (folder / "labels.csv").write_text(text.getvalue(), encoding="utf-8")
     return PhantomArchive(patients, sum(label for _, label in rows), oblique, slices, slices + patients + 1)
+
+
+def make_large_series(folder: Path, index: int, shape: tuple[int, int, int], seed: int = 0) -> int:
+    """Write one uncompressed CT series of ``shape`` (D, H, W) and no mask: coarse anatomy under noise, quick to make.
+
+    Returns:
+        Bytes of its pixels.
+    """
+    patient = draw_patient(seed, index)
+    whole = patient.acquisition
+    step = np.array(whole.shape) / np.array(shape)
+    affine = whole.affine.copy()
+    affine[:3, :3] = np.round(affine[:3, :3] * step, 6)
+    patient = replace(patient, acquisition=replace(whole, shape=shape, affine=affine, slope=1.0, intercept=-1024.0, signed=False))
+    coarse = patient.anatomy.hu(whole.points())
+    places = [np.minimum((np.arange(n) * s).astype(int), m - 1) for n, s, m in zip(shape, step, whole.shape, strict=True)]
+    noise = np.random.default_rng([seed, index, 4]).normal(0, NOISE_HU, shape[1:])
+    (folder / f"series_{index:04d}").mkdir(parents=True)
+    for number in range(shape[0]):
+        hu = coarse[places[0][number]][np.ix_(places[1], places[2])] + np.roll(noise, (7 * number, 13 * number), (0, 1))
+        stored = np.clip(np.round(hu + 1024), 0, 4095).astype("<u2")
+        slice_ = _ct_slice(patient, number, stored)
+        slice_.save_as(folder / f"series_{index:04d}" / f"{number:04d}.dcm", enforce_file_format=True)
+    return 2 * int(np.prod(shape))
 
 
 def _write_patient(folder: Path, patient: PhantomPatient) -> None:

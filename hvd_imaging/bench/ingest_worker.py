@@ -1,0 +1,65 @@
+"""One process of `bench ingest`: what it reads, and the seconds for it as the last line."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+
+def _pydicom(archive: Path, out: Path) -> float:
+    import pydicom
+    import pydicom.pixels
+
+    start = time.perf_counter()
+    for path in sorted(archive.rglob("*.dcm")):
+        _ = pydicom.dcmread(path).pixel_array
+    return time.perf_counter() - start
+
+
+def _simpleitk(archive: Path, out: Path) -> float:
+    import SimpleITK
+
+    start = time.perf_counter()
+    for folder in sorted(archive.iterdir()):
+        reader = SimpleITK.ImageSeriesReader()
+        reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+        SimpleITK.GetArrayViewFromImage(reader.Execute())
+    return time.perf_counter() - start
+
+
+def _dicom2nifti(archive: Path, out: Path) -> float:
+    import dicom2nifti
+
+    start = time.perf_counter()
+    dicom2nifti.convert_directory(str(archive), str(out), compression=False, reorient=False)
+    return time.perf_counter() - start
+
+
+def _ours(archive: Path, out: Path) -> float:
+    import blosc2  # noqa: F401  imported late by the writer
+    import xxhash  # noqa: F401
+
+    from ..bootstrap import keep_freed_memory
+    from ..communicator import connect
+    from ..config import IngestConfig
+    from ..ingest import ingest
+    from ..shards import kernel
+
+    keep_freed_memory()
+    kernel.checks_for(1 << 30)(b"x" * 64, __import__("numpy").array([0, 64], "uint32"))  # compiled once for an installation
+    communicator = connect()
+    communicator.barrier()
+    start = time.perf_counter()
+    ingest(archive, out / "dataset", IngestConfig(), task="unlabelled", communicator=communicator)
+    communicator.barrier()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    system, archive, out = sys.argv[1:]
+    seconds = {"pydicom": _pydicom, "SimpleITK": _simpleitk, "dicom2nifti": _dicom2nifti, "ours": _ours}[system](Path(archive), Path(out))
+    from ..world import world_from_environment
+
+    if world_from_environment().is_root:
+        print(seconds)
