@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -28,4 +28,4 @@ class Frame:
     intercept: float = 0.0
     scaled: bool = False
     stack: str = ""
-    keys: tuple[tuple[str, float | str], ...] = ()
+    keys: tuple[tuple[str, float | str], ...] = field(default=(), repr=False)

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, Literal
 import pydicom
 from pydicom.uid import (
     UID,
+    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -163,7 +164,7 @@ def _read(file: BinaryIO, path: Path, root: Path) -> Header:
         deflated = source is not None
         source = file if source is None else source
         dataset = pydicom.dcmread(source, force=True, stop_before_pixels=True, specific_tags=list(TAGS))
-        syntax = _syntax(dataset)
+        syntax = str(DeflatedExplicitVRLittleEndian) if deflated else _syntax(dataset)
         offset, length = (-1, 0) if deflated else _pixels_at(source, dataset)
         if deflated:
             size = len(source.getvalue())
@@ -214,12 +215,16 @@ def _describe(
     series = text("SeriesInstanceUID")
     if kind == MediaStorageDirectoryStorage:
         return Header(path, root, "other", sop_class=kind)
+    rows = values.integer("Rows", -1)
+    shows = "Image Storage" in UID(kind).name if kind else rows >= 0
     if not kind or not series:
         if not certain:
             return Header(path, root, "not_dicom")
-        return Header(
-            path, root, "rejected", reason="DICOM header without SOPClassUID or SeriesInstanceUID (truncated file?)"
-        )
+        if kind and not shows and rows < 0:
+            return Header(path, root, "other", sop_class=kind)
+        missing = "SeriesInstanceUID" if kind else "SOPClassUID"
+        cut = " (truncated file?)" if rows < 0 else "; it can not be told what it belongs to"
+        return Header(path, root, "rejected", reason=f"DICOM header without {missing}{cut}")
     known: dict[str, Any] = dict(
         sop_class=kind,
         instance=text("SOPInstanceUID"),
@@ -236,10 +241,9 @@ def _describe(
     if kind in (SegmentationStorage, RTStructureSetStorage):
         assert dataset is not None
         return _labels(path, root, dataset, known)
-    rows = values.integer("Rows", -1)
     if rows < 0:
-        if certain and "Image Storage" in UID(kind).name:
-            return Header(path, root, "rejected", reason="DICOM file ends inside its header (truncated file?)")
+        if certain and shows:
+            return Header(path, root, "rejected", reason="an image without Rows: its header ends before (truncated file?)")
         return Header(path, root, "other", **known)
     allocated = values.integer("BitsAllocated", 16)
     stored = values.integer("BitsStored", allocated)

@@ -102,11 +102,12 @@ def modality_lut(header: Header, stored: np.ndarray) -> np.ndarray:
         SourceError: the table is damaged.
     """
     try:
-        item = read_dataset(header.path, ["PixelRepresentation", "ModalityLUTSequence"]).ModalityLUTSequence[0]
+        dataset = read_dataset(header.path, ["PixelRepresentation", "ModalityLUTSequence"])
+        item = dataset.ModalityLUTSequence[0]
         count, first, bits = (int(number) for number in item.LUTDescriptor)
-        data = item.LUTData
+        data, word = item.LUTData, "<u2" if dataset.original_encoding[1] else ">u2"
         if isinstance(data, bytes):
-            table = np.frombuffer(data, "<u1" if bits <= 8 and len(data) == (count or 65536) else "<u2")
+            table = np.frombuffer(data, "u1" if bits <= 8 and len(data) == (count or 65536) else word)
         else:
             table = np.atleast_1d(np.array(data, np.int64)) & 0xFFFF
         if header.signed and first > 32767:
@@ -171,7 +172,7 @@ def _within_bits(array: np.ndarray, header: Header, low: int | None = None) -> n
         return array
     if header.signed:
         return (array << (width - stored - low)) >> (width - stored)
-    return (array >> low) & ((1 << stored) - 1)
+    return (array >> low if low else array) & ((1 << stored) - 1)
 
 
 def _inverted(array: np.ndarray, header: Header) -> np.ndarray:
