@@ -22,6 +22,7 @@ COMMANDS = {
     # name: the line that `hvd-imaging --help` shows; the module is hvd_imaging.cli.<name>
     "phantom": "Make a synthetic chest-CT DICOM archive.",
     "ingest": "Make a dataset from DICOM or NIfTI files.",
+    "deidentify": "Make a copy of DICOM files that names nobody.",
     "dataset": "Look at a dataset, verify it, split it anew.",
     "init": "Write a commented configuration.",
     "train": "Train a network on a dataset, alone or on many ranks.",

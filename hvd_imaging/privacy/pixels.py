@@ -1,0 +1,245 @@
+"""Pixels without passengers: bytes behind the image, unused bits, comments in compressed frames, writing.
+
+What a viewer shows stays the same, to the bit, except where writing is blanked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.encaps import encapsulate, generate_frames
+from pydicom.pixels import apply_color_lut, iter_pixels
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
+
+from ..errors import SourceError
+from .burned_in import Box, blank, find_text, merge, policy
+from .deidentify import CONTOURS, SEGMENTATION
+from .profile import Options
+
+NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
+_JPEG = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81))
+_JPEG_2000 = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 201, 202, 203))
+
+
+def clean(ds: Dataset, options: Options, declared: str = "") -> str:
+    """Clean the pixels of a de-identified object, in place.
+
+    Args:
+        ds: from `deidentify`.
+        declared: the original's BurnedInAnnotation.
+
+    Returns:
+        "kept" or "blanked".
+
+    Raises:
+        SourceError: the object is to be set aside, with the reason.
+    """
+    if ds.SOPClassUID == CONTOURS:
+        return "kept"
+    syntax = ds.file_meta.TransferSyntaxUID
+    if syntax == RLELossless:
+        _decompress(ds)
+    elif syntax in _JPEG or syntax in _JPEG_2000:
+        strip = strip_jpeg if syntax in _JPEG else strip_jpeg_2000
+        try:
+            frames = generate_frames(ds.PixelData, number_of_frames=int(ds.get("NumberOfFrames", 1) or 1))
+            ds.PixelData = encapsulate([strip(frame) for frame in frames])
+        except SourceError:
+            raise
+        except Exception as error:
+            raise SourceError(f"compressed pixel data can not be taken apart ({type(error).__name__})") from None
+        ds["PixelData"].VR = "OB"
+    elif syntax not in NATIVE:
+        raise SourceError("pixel data is compressed in a way that can not be cleaned (video or a rare transfer syntax)")
+    if ds.file_meta.TransferSyntaxUID in NATIVE:
+        _trim(ds)
+    if options.burned_in == "keep" or ds.SOPClassUID == SEGMENTATION or "PixelData" not in ds:
+        return "kept"
+    boxes = writing(ds)
+    decision = policy(str(ds.get("Modality", "")), declared, boxes, options.burned_in)
+    if decision == "quarantine":
+        raise SourceError(
+            "writing in the pixels" if boxes else "BurnedInAnnotation is YES, but no writing was found that could be blanked"
+        )
+    if decision == "blank":
+        _blank(ds, boxes)
+    ds.BurnedInAnnotation = "NO"
+    return "blanked" if decision == "blank" else "kept"
+
+
+def writing(ds: Dataset) -> list[Box]:
+    """Boxes of writing in any frame.
+
+    Raises:
+        SourceError: the pixels can not be decoded, so nobody knows what they say.
+    """
+    boxes: list[Box] = []
+    for frame in _frames(ds):
+        boxes += find_text(frame)
+    return merge(boxes)
+
+
+def _frames(ds: Dataset) -> Iterator[np.ndarray]:
+    """Each frame, (H, W) or (H, W, 3), colours as RGB."""
+    try:
+        for frame in iter_pixels(ds):
+            yield apply_color_lut(frame, ds) if ds.PhotometricInterpretation == "PALETTE COLOR" else frame
+    except SourceError:
+        raise
+    except Exception as error:
+        raise SourceError(
+            f"the pixels can not be decoded to look for writing ({type(error).__name__}); decoders: pip install hvd_imaging[dicom]"
+        ) from None
+
+
+def _decompress(ds: Dataset) -> None:
+    try:
+        ds.decompress(generate_instance_uid=False)
+    except Exception as error:
+        raise SourceError(f"the pixels can not be decoded ({type(error).__name__})") from None
+
+
+def _blank(ds: Dataset, boxes: list[Box]) -> None:
+    if ds.file_meta.TransferSyntaxUID not in NATIVE:
+        _decompress(ds)
+    try:
+        array = np.stack(list(iter_pixels(ds)))
+        if ds.SamplesPerPixel == 3:
+            # Whatever the colours were stored as: RGB, pixel by pixel.
+            ds.PhotometricInterpretation, ds.PlanarConfiguration = "RGB", 0
+        dark = int(array.max()) if ds.PhotometricInterpretation == "MONOCHROME1" else None
+        array = blank(array, boxes, dark)
+        ds.PixelData = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    except Exception as error:
+        raise SourceError(f"writing in the pixels can not be blanked ({type(error).__name__})") from None
+    if len(ds.PixelData) % 2:
+        ds.PixelData += b"\0"
+    ds["PixelData"].VR = "OW" if ds.BitsAllocated > 8 else "OB"
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+
+
+def _trim(ds: Dataset) -> None:
+    """Native pixel data of exactly the image's size, with zeros (or the sign) in bits that the image does not use."""
+    name = next(n for n in ("PixelData", "FloatPixelData", "DoubleFloatPixelData") if n in ds)
+    data = ds[name].value
+    try:
+        allocated = int(ds.get("BitsAllocated", {"FloatPixelData": 32, "DoubleFloatPixelData": 64}.get(name, 0)))
+        pixels = int(ds.Rows) * int(ds.Columns) * int(ds.get("NumberOfFrames", 1) or 1)
+        samples = int(ds.get("SamplesPerPixel", 1))
+        stored = int(ds.get("BitsStored", allocated))
+        high = int(ds.get("HighBit", stored - 1))
+    except (AttributeError, TypeError, ValueError):
+        raise SourceError("the pixel description is incomplete") from None
+    bits = pixels * samples * allocated
+    if str(ds.get("PhotometricInterpretation", "")) == "YBR_FULL_422":
+        bits = bits * 2 // 3
+    expected = math.ceil(bits / 8)
+    if not expected or data is None or len(data) < expected:
+        raise SourceError(f"pixel data is cut off: expected {expected} bytes, found {len(data or b'')}")
+    data = bytes(data[:expected])
+    big = ds.file_meta.TransferSyntaxUID == ExplicitVRBigEndian
+    if name == "PixelData" and allocated in (8, 16, 32) and 0 < stored < allocated and stored - 1 <= high < allocated:
+        data = _used_bits(data, allocated, stored, high, bool(ds.get("PixelRepresentation", 0)), big)
+    ds[name].value = data + b"\0" * (len(data) % 2)
+
+
+def _used_bits(data: bytes, allocated: int, stored: int, high: int, signed: bool, big: bool) -> bytes:
+    order = ">" if big else "<"
+    if allocated == 8 and big and len(data) % 2 == 0:
+        order = "|"
+    array = np.frombuffer(data, np.dtype(f"{'' if allocated == 8 else order}u{allocated // 8}"))
+    if high == stored - 1:
+        mask = (1 << stored) - 1
+        unused = array & array.dtype.type(((1 << allocated) - 1) ^ mask)
+        if not unused.any():
+            return data
+        array = array & array.dtype.type(mask)
+        if signed:
+            negative = (array >> (stored - 1)) & 1
+            array = array | (negative * array.dtype.type(((1 << allocated) - 1) ^ mask))
+    else:
+        mask = ((1 << stored) - 1) << (high + 1 - stored)
+        array = array & array.dtype.type(mask)
+    return array.tobytes()
+
+
+def strip_jpeg(frame: bytes) -> bytes:
+    """A JPEG or JPEG-LS image without comments, application data and bytes behind its end (ITU-T T.81 B.1).
+
+    Raises:
+        SourceError: it does not begin as one.
+    """
+    if frame[:2] != b"\xff\xd8":
+        raise SourceError("a compressed frame is no JPEG image")
+    result, position = [b"\xff\xd8"], 2
+    while position + 2 <= len(frame):
+        if frame[position] != 0xFF:
+            raise SourceError("a compressed frame is damaged")
+        marker = frame[position + 1]
+        if marker == 0xFF:
+            position += 1
+            continue
+        if marker == 0xD9:
+            break
+        length = int.from_bytes(frame[position + 2 : position + 4], "big")
+        end = position + 2 + length
+        if length < 2 or end > len(frame):
+            raise SourceError("a compressed frame is damaged")
+        body = frame[position + 4 : end]
+        if marker == 0xFE or 0xE0 <= marker <= 0xEF:
+            colours = (marker == 0xEE and body[:5] == b"Adobe" and len(body) == 12) or (marker == 0xE8 and body[:4] == b"mrfx" and len(body) == 5)
+            if colours or (marker == 0xE0 and body[:5] == b"JFIF\0" and len(body) == 14):
+                result.append(frame[position:end])
+            position = end
+            continue
+        if marker == 0xDA:
+            # Entropy-coded data: up to the next marker that is neither a stuffed byte nor a restart.
+            while end + 1 < len(frame) and not (frame[end] == 0xFF and frame[end + 1] >= 0xC0 and not 0xD0 <= frame[end + 1] <= 0xD7 and frame[end + 1] != 0xFF):
+                found = frame.find(b"\xff", end + 1)
+                end = found if found >= 0 else len(frame)
+            end = min(end, len(frame))
+        result.append(frame[position:end])
+        position = end
+    if len(result) < 2:
+        raise SourceError("a compressed frame is damaged")
+    result.append(b"\xff\xd9")
+    stripped = b"".join(result)
+    return stripped + b"\0" * (len(stripped) % 2)
+
+
+def strip_jpeg_2000(frame: bytes) -> bytes:
+    """A JPEG 2000 codestream without comments, boxes around it, and bytes behind its end (ITU-T T.800 A.4).
+
+    Raises:
+        SourceError: there is no codestream.
+    """
+    position = frame.find(b"\xff\x4f\xff\x51")
+    if position < 0:
+        raise SourceError("a compressed frame is no JPEG 2000 codestream")
+    result, position = [b"\xff\x4f"], position + 2
+    while frame[position : position + 2] != b"\xff\x90":  # the first tile-part
+        length = int.from_bytes(frame[position + 2 : position + 4], "big")
+        if frame[position] != 0xFF or length < 2 or position + 2 + length > len(frame):
+            raise SourceError("a compressed frame is damaged")
+        if frame[position + 1] != 0x64:
+            result.append(frame[position : position + 2 + length])
+        position += 2 + length
+    while frame[position : position + 2] == b"\xff\x90":
+        length = int.from_bytes(frame[position + 6 : position + 10], "big")
+        end = frame.rfind(b"\xff\xd9") if length == 0 else position + length
+        if end <= position or end > len(frame):
+            end = len(frame)
+        result.append(frame[position:end])
+        position = end
+    result.append(b"\xff\xd9")
+    stripped = b"".join(result)
+    return stripped + b"\0" * (len(stripped) % 2)
