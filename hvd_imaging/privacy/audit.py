@@ -121,3 +121,19 @@ def _unpacked(path: Path) -> Iterator[bytes]:
                 yield piece
     except (gzip.BadGzipFile, zlib.error, EOFError):
         return
+
+
+def rare_combinations(rows: Iterable[tuple[str, tuple[str, ...]]], least: int = 5) -> list[tuple[tuple[str, ...], int]]:
+    """Combinations of properties that fewer than ``least`` patients share: with them somebody who knows a patient finds him.
+
+    Args:
+        rows: of each sample its patient's pseudonym and what may be known from elsewhere (modality, site, month, age, sex).
+
+    Returns:
+        The combination and its number of patients, the rarest first. Pure.
+    """
+    patients: dict[tuple[str, ...], set[str]] = {}
+    for patient, combination in rows:
+        patients.setdefault(combination, set()).add(patient)
+    rare = [(combination, len(found)) for combination, found in patients.items() if len(found) < least]
+    return sorted(rare, key=lambda item: (item[1], item[0]))

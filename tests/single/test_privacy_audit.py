@@ -7,7 +7,7 @@ import h5py
 import planted
 
 from hvd_imaging.privacy import audit, folder
-from hvd_imaging.privacy.audit import find_identifiers, spellings
+from hvd_imaging.privacy.audit import find_identifiers, rare_combinations, spellings
 from hvd_imaging.privacy.profile import Options
 
 
@@ -49,3 +49,10 @@ def test_nothing_of_a_planted_archive_is_found_in_its_copy(tmp_path):
     assert len(missed) == drawn
     (tmp_path / "copies" / "out.files.json").unlink(missing_ok=True)
     assert find_identifiers(tmp_path / "copies", identifiers) == []
+
+
+def test_rare_combinations_count_patients_not_samples():
+    rows = [("a", ("CT", "north")), ("a", ("CT", "north")), ("b", ("CT", "north")), ("c", ("MR", "north"))]
+    assert rare_combinations(rows, 2) == [(("MR", "north"), 1)]
+    assert rare_combinations(rows, 3) == [(("MR", "north"), 1), (("CT", "north"), 2)]
+    assert rare_combinations([], 5) == []
