@@ -170,7 +170,11 @@ class _Cleaner:
         text = _text(ds, tag)
         if vr in ("DS", "IS"):
             numbers = [part.strip() for part in text.split("\\")]
-            return DataElement(tag, vr, text.strip()) if all(_is_number(n, vr, keyword) for n in numbers) else None
+            if not all(_is_number(n, vr, keyword) for n in numbers):
+                return None
+            # A large measurement keeps four digits: all of them could be the number of a person.
+            numbers = [f"{float(n):.4g}" if n and abs(float(n)) >= 1e7 else n for n in numbers]
+            return DataElement(tag, vr, "\\".join(numbers))
         if vr == "CS":
             terms = [part.strip() for part in text.split("\\")]
             if len(terms) == 1:

@@ -243,6 +243,11 @@ def test_comments_of_compressed_frames_leave():
             assert pixels.strip_jpeg(broken) is None
 
 
+def test_long_numbers_are_not_kept_whole():
+    clean = deidentify(image(RadionuclideTotalDose="731743095533898", DistanceSourceToDetector="731743095533", KVP="120.5"), KEY)
+    assert str(clean.RadionuclideTotalDose) == "7.317e+14" and "DistanceSourceToDetector" not in clean and clean.KVP == 120.5
+
+
 def test_two_files_of_one_instance_and_an_output_that_exists(tmp_path):
     names = planted._Names(0)
     for name in ("a.dcm", "b.dcm"):
