@@ -301,8 +301,8 @@ def _write_patient(folder: Path, patient: PhantomPatient) -> None:
 def _ct_slice(patient: PhantomPatient, index: int, stored: np.ndarray) -> Dataset:
     acquisition = patient.acquisition
     affine = acquisition.affine
-    pixel = float(np.linalg.norm(affine[:3, 1]))
-    orientation = np.concatenate([affine[:3, 2], affine[:3, 1]]) / pixel
+    rows, columns = (float(np.linalg.norm(affine[:3, axis])) for axis in (1, 2))  # mm between rows, between columns
+    orientation = np.concatenate([affine[:3, 2] / columns, affine[:3, 1] / rows])
     position = affine[:3, 3] + index * affine[:3, 0]
     d = Dataset()
     d.file_meta = FileMetaDataset()
@@ -338,7 +338,7 @@ def _ct_slice(patient: PhantomPatient, index: int, stored: np.ndarray) -> Datase
     d.SliceThickness = "5"  # nominal, as in real archives: not the distance of the slices
     d.ImagePositionPatient = [f"{v:.6f}" for v in position]
     d.ImageOrientationPatient = [f"{v:.8f}" for v in orientation]
-    d.PixelSpacing = [f"{pixel:.4f}"] * 2
+    d.PixelSpacing = [f"{rows:.4f}", f"{columns:.4f}"]
     d.Rows, d.Columns = stored.shape
     d.SamplesPerPixel = 1
     d.PhotometricInterpretation = "MONOCHROME2"

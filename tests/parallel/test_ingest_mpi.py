@@ -68,6 +68,45 @@ def test_ranks_make_the_same_dataset(archive, tmp_path):
     assert done.returncode == 4 and f"{victim.name}: sample" in done.stdout
 
 
+SHARING = """
+import json, sys, time
+from hvd_imaging.communicator import connect, together
+communicator = connect()
+told = []
+
+def act(fails=False):
+    mine = []
+    with communicator.share(60, None if fails else told.append) as numbers:
+        for number in numbers:
+            mine.append(number)
+            if fails and communicator.world.rank == int(sys.argv[1]):
+                raise ValueError("broken")
+            time.sleep(0.3 if communicator.world.rank == int(sys.argv[1]) else 0.02)
+    return mine
+
+parts = communicator.gather(together(communicator, act))
+try:
+    together(communicator, lambda: act(fails=True))
+    error = ""
+except Exception as found:
+    error = str(found)
+if communicator.world.is_root:
+    print(json.dumps([parts, told, error]))
+"""
+
+
+@pytest.mark.parametrize("slow", [0, 2])
+def test_work_goes_to_who_is_free(slow):
+    """The slow rank may be the one that gives the work out; one that fails leaves nobody waiting."""
+    done = mpirun(3, [sys.executable, "-c", SHARING, str(slow)], timeout=60)
+    assert done.returncode == 0, done.stderr
+    parts, told, error = json.loads(done.stdout)
+    assert sorted(number for part in parts for number in part) == list(range(60)) and told == list(range(1, 61))
+    others = [len(part) for rank, part in enumerate(parts) if rank != slow]
+    assert len(parts[slow]) < min(others) / 2
+    assert f"rank {slow}: " in error and "broken" in error
+
+
 def test_an_error_ends_all_ranks(archive, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "other").write_text("x")

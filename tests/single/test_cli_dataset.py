@@ -192,8 +192,9 @@ def test_ingest_json_and_partial(nifti, tmp_path):
     assert result.exit_code == errors.PARTIAL == 10, (result.output, result.exception)
     found = json.loads(result.stdout)
     assert sum(found["samples"].values()) == 2 and found["manifest_hash"] == manifests.load(tmp_path / "data").hash()
-    assert [item["path"] for item in found["quarantined"]] == ["imagesTr/case_1.nii.gz"]
-    assert "imagesTr/case_1.nii.gz" in result.stderr and "exit code 10" in result.stderr
+    (item,) = found["quarantined"]
+    assert json.loads((tmp_path / "data.files.json").read_text())[item["path"]] == "imagesTr/case_1.nii.gz"
+    assert item["path"] in result.stderr and "exit code 10" in result.stderr and "case_1" not in result.stdout + result.stderr
     assert json.loads((tmp_path / "data" / "quarantine.json").read_text())["quarantined"] == found["quarantined"]
 
 
