@@ -58,9 +58,9 @@ def measure(image: np.ndarray, layout: Layout) -> list[Measured]:
     """Ratio and speed of each codec on chunks from the middle of a stored image ``(D, H, W, C)``."""
     import blosc2
 
-    chunks = [chunk for _, chunk in frames.cut(image, layout)]
-    middle = max((len(chunks) - _CHUNKS) // 2, 0)
-    chunks = chunks[middle : middle + _CHUNKS]
+    places = frames.places(image, layout)
+    middle = max((len(places) - _CHUNKS) // 2, 0)
+    chunks = [frames.chunk_at(image, layout, place) for place in places[middle : middle + _CHUNKS]]
     total = sum(chunk.nbytes for chunk in chunks)
     results = []
     for name in frames.CODECS:

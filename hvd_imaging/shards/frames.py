@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +25,9 @@ HEAD = 48
 _HEADER = 32  # of a Blosc2 chunk, bytes (README_CHUNK_FORMAT of C-Blosc2)
 _MEMCPYED = 0x02
 # Of the frame (README_CFRAME_FORMAT): where its length and the bytes of its chunks stand, and the shortest header.
-_FRAME_SIZE, _FRAME_CHUNKS, _FRAME_HEADER = 16, 39, 87
+FRAME_SIZE, FRAME_CHUNKS, _FRAME_HEADER = 16, 39, 87
 CODECS = ("lz4", "zstd")
-_LEVEL = {"lz4": 5, "zstd": 3}
+LEVEL = {"lz4": 5, "zstd": 3}
 
 
 @dataclass(frozen=True)
@@ -46,38 +45,30 @@ class Frame:
     head: np.ndarray
 
 
-def cut(array: np.ndarray, layout: Layout) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
-    """(first voxel, chunk) of a volume ``(D, H, W)`` or ``(D, H, W, C)`` in C order; past the volume's end come zeros."""
-    tail = array.shape[3:]
-    for d in range(0, array.shape[0], layout.chunk[0]):
-        for h in range(0, array.shape[1], layout.chunk[1]):
-            for w in range(0, array.shape[2], layout.chunk[2]):
-                place = (d, h, w)
-                where = tuple(slice(a, a + n) for a, n in zip(place, layout.chunk, strict=True))
-                part = array[where]
-                if part.shape[:3] != layout.chunk:
-                    whole = np.zeros((*layout.chunk, *tail), array.dtype)
-                    whole[tuple(slice(0, n) for n in part.shape)] = part
-                    part = whole
-                yield (*place, *([0] * len(tail))), np.ascontiguousarray(part)
+def places(array: np.ndarray, layout: Layout) -> list[tuple[int, ...]]:
+    """First voxels of all chunks of a volume ``(D, H, W)`` or ``(D, H, W, C)``, in C order."""
+    steps = (range(0, size, step) for size, step in zip(array.shape[:3], layout.chunk, strict=True))
+    return [(*place, *([0] * (array.ndim - 3))) for place in itertools.product(*steps)]
 
 
-Checks = Callable[[bytes, np.ndarray], np.ndarray]
+def chunk_at(array: np.ndarray, layout: Layout, place: tuple[int, ...]) -> np.ndarray:
+    """The chunk that begins at ``place``, in C order; past the volume's end come zeros."""
+    part = array[tuple(slice(a, a + n) for a, n in zip(place, layout.chunk, strict=False))]
+    if part.shape[:3] != layout.chunk:
+        whole = np.zeros((*layout.chunk, *array.shape[3:]), array.dtype)
+        whole[tuple(slice(0, n) for n in part.shape)] = part
+        part = whole
+    return np.ascontiguousarray(part)
 
 
-def pack(chunk: np.ndarray, layout: Layout, compression: str, checks: Checks | None = None) -> Frame:
-    """A chunk ``(d, h, w)`` or ``(d, h, w, C)`` as bytes; compression is "none" or one of `CODECS`.
-
-    Args:
-        checks: computes the check sums of blocks; None: `block_checks`.
-    """
-    checks = checks or block_checks
+def pack(chunk: np.ndarray, layout: Layout, compression: str) -> Frame:
+    """A chunk ``(d, h, w)`` or ``(d, h, w, C)`` as bytes; compression is "none" or one of `CODECS`."""
     count = layout.blocks
     if compression == "none":
         data = chunk.tobytes()
         start = (np.arange(count + 1) * (len(data) // count)).astype(np.uint32)
-        return Frame(data, start, checks(data, start), np.zeros(HEAD, np.uint8))
-    data, inner, at = _way(layout, compression, chunk.dtype, chunk.shape).frame(chunk)
+        return Frame(data, start, block_checks(data, start), np.zeros(HEAD, np.uint8))
+    data, inner, at = way(layout, compression, chunk.dtype, chunk.shape).frame(chunk)
     head = np.zeros(HEAD, np.uint8)
     head[: min(HEAD, len(inner))] = np.frombuffer(inner[:HEAD], np.uint8)
     if inner[31] >> 4 & 7:  # one value all over: nothing but the head
@@ -89,7 +80,7 @@ def pack(chunk: np.ndarray, layout: Layout, compression: str, checks: Checks | N
         if (np.diff(starts) < 0).any():
             raise AssertionError("Blosc2 wrote the blocks in another order")
         start = (at + np.append(starts, len(inner))).astype(np.uint32)
-    return Frame(data, start, checks(data, start), head)
+    return Frame(data, start, block_checks(data, start), head)
 
 
 def block_checks(data: bytes, start: np.ndarray) -> np.ndarray:
@@ -115,7 +106,7 @@ def filter_options(compression: str) -> dict[str, object]:
     """Arguments of h5py's ``create_dataset`` for a codec of `CODECS`."""
     import hdf5plugin
 
-    return dict(hdf5plugin.Blosc2(cname=compression, clevel=_LEVEL[compression], filters=hdf5plugin.Blosc2.BITSHUFFLE))
+    return dict(hdf5plugin.Blosc2(cname=compression, clevel=LEVEL[compression], filters=hdf5plugin.Blosc2.BITSHUFFLE))
 
 
 class _Way:
@@ -132,34 +123,34 @@ class _Way:
         self._chunk_bytes = size
         self._parameters: dict[str, Any] = {
             "codec": {"lz4": blosc2.Codec.LZ4, "zstd": blosc2.Codec.ZSTD}[codec],
-            "clevel": _LEVEL[codec],
+            "clevel": LEVEL[codec],
             "filters": [blosc2.Filter.BITSHUFFLE],
             "filters_meta": [0],
             "nthreads": 1,  # more of them would write the blocks in any order
             "typesize": dtype.itemsize,
             "blocksize": size // layout.blocks,
         }
-        self._parts: tuple[bytes, bytes] | None = None
+        self.parts: tuple[bytes, bytes] | None = None  # header and end of a frame; None: Blosc2 makes other ones
         steps = np.arange(size, dtype=np.uint8)
         trial, proof = (np.ascontiguousarray(steps // n).view(dtype).reshape(shape) for n in (1, 7))
         frame, inner, at = self._whole(trial)
         if at >= _FRAME_HEADER:
-            self._parts = frame[:at], frame[at + len(inner) :]
+            self.parts = frame[:at], frame[at + len(inner) :]
             if self.frame(proof) != self._whole(proof):
-                self._parts = None
+                self.parts = None
 
     def frame(self, chunk: np.ndarray) -> tuple[bytes, bytes, int]:
         """(frame, the Blosc2 chunk inside it, where this one begins)."""
         import blosc2
 
-        if self._parts is None:
+        if self.parts is None:
             return self._whole(chunk)
         inner = blosc2.compress2(chunk, **self._parameters)
         if inner[31] >> 4 & 7:  # one value all over is not a chunk in the frame
             return self._whole(chunk)
-        head, end = self._parts
+        head, end = self.parts
         sizes = (len(head) + len(inner) + len(end)).to_bytes(8, "big"), len(inner).to_bytes(8, "big")
-        header = head[:_FRAME_SIZE] + sizes[0] + head[_FRAME_SIZE + 8 : _FRAME_CHUNKS] + sizes[1] + head[_FRAME_CHUNKS + 8 :]
+        header = head[:FRAME_SIZE] + sizes[0] + head[FRAME_SIZE + 8 : FRAME_CHUNKS] + sizes[1] + head[FRAME_CHUNKS + 8 :]
         return header + inner + end, inner, len(header)
 
     def _whole(self, chunk: np.ndarray) -> tuple[bytes, bytes, int]:
@@ -171,5 +162,6 @@ class _Way:
 
 
 @functools.lru_cache(maxsize=64)
-def _way(layout: Layout, codec: str, dtype: np.dtype, shape: tuple[int, ...]) -> _Way:
+def way(layout: Layout, codec: str, dtype: np.dtype, shape: tuple[int, ...]) -> _Way:
+    """How equal chunks become frames."""
     return _Way(layout, codec, dtype, shape)

@@ -34,14 +34,14 @@ _SMALLEST_HALF = np.float32(2.0**-24)
 u32, u64, f32, i64 = np.uint32, np.uint64, np.float32, np.int64
 
 _pread = types.ExternalFunction("pread", types.int64(types.int32, types.intp, types.uint64, types.int64))
-_memcpy = types.ExternalFunction("memcpy", types.intp(types.uint64, types.uint64, types.uint64))
+memcpy = types.ExternalFunction("memcpy", types.intp(types.uint64, types.uint64, types.uint64))
 _getitem = types.ExternalFunction(
     "blosc2_getitem_ctx",
     types.int32(types.intp, types.intp, types.int32, types.int32, types.int32, types.intp, types.int32),
 )
 
 
-def _cacheable() -> bool:
+def cacheable() -> bool:
     """Numba refuses to compile where it can write no cache: then each process compiles for itself."""
     if os.environ.get("NUMBA_CACHE_DIR"):
         return True
@@ -94,15 +94,6 @@ def check_sum(data, at, size):
     return u32((h ^ (h >> u64(32))) & u64(0xFFFFFFFF))
 
 
-@numba.njit(nogil=True, cache=_cacheable())
-def check_sums(data, start):
-    """uint32 (blocks,): `check_sum` of each block of a chunk's bytes, as `frames.block_checks`."""
-    found = np.empty(start.size - 1, np.uint32)
-    for block in range(found.size):
-        found[block] = check_sum(data, i64(start[block]), i64(start[block + 1]) - i64(start[block]))
-    return found
-
-
 @numba.njit(nogil=True)
 def _copy(data, p, pitch_y, pitch_z, out, o, out_y, out_z, depth, height, width, item):
     """Bytes as they are; all of one row are moved at once."""
@@ -111,7 +102,7 @@ def _copy(data, p, pitch_y, pitch_z, out, o, out_y, out_z, depth, height, width,
     for _ in range(depth):
         a, b = source + p * item, target + o * item
         for _ in range(height):
-            _memcpy(b, a, size)
+            memcpy(b, a, size)
             a += pitch_y * item
             b += out_y * item
         p += pitch_z
@@ -175,7 +166,7 @@ def _place(mode, data, p, pitch_y, pitch_z, out, o, out_y, out_z, depth, height,
         )  # fmt: skip
 
 
-@numba.njit(nogil=True, cache=_cacheable())
+@numba.njit(nogil=True, cache=cacheable())
 def read(
     fd, packed, item, mode, offsets, frames, start, check, head, lengths, seen, grid, chunk, slices, low, high, out, out_shape, origin,
     scale, offset, context, source, scratch, gap, info,

@@ -1,18 +1,20 @@
-"""Brings the compiled inner loop of reading (`inner_loop`) and what a thread needs for it, where the machine can run it."""
+"""Brings the compiled inner loops (`inner_loop`, `inner_pack`) and what a thread needs for them, where the machine can run them."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib.metadata
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from . import frames
 
-_ENOUGH = 1 << 24  # bytes: below, loading Numba takes longer than what it saves
+ENOUGH = 1 << 24  # bytes: below, loading Numba takes longer than what it saves
 
 
 class Unavailable(Exception):
@@ -95,12 +97,72 @@ def inner_loop() -> Any:
     return module
 
 
-def checks_for(size: int) -> frames.Checks:
-    """What computes the check sums of blocks of an array of ``size`` bytes: compiled, where that is worth its loading."""
-    if size < _ENOUGH:
-        return frames.block_checks
+def inner_pack() -> Any:
+    """The module `inner_pack`, likewise.
+
+    Raises:
+        Unavailable: Numba or Blosc2 is missing.
+    """
+    inner_loop()
+    from . import inner_pack as module
+
+    return module
+
+
+class _EncodeParameters(ctypes.Structure):
+    """blosc2_cparams of blosc2.h."""
+
+    _fields_ = (
+        ("compcode", ctypes.c_uint8),
+        ("compcode_meta", ctypes.c_uint8),
+        ("clevel", ctypes.c_uint8),
+        ("use_dict", ctypes.c_int),
+        ("typesize", ctypes.c_int32),
+        ("nthreads", ctypes.c_int16),
+        ("blocksize", ctypes.c_int32),
+        ("splitmode", ctypes.c_int32),
+        ("schunk", ctypes.c_void_p),
+        ("filters", ctypes.c_uint8 * 6),
+        ("filters_meta", ctypes.c_uint8 * 6),
+        ("prefilter", ctypes.c_void_p),
+        ("preparams", ctypes.c_void_p),
+        ("tuner_params", ctypes.c_void_p),
+        ("tuner_id", ctypes.c_int),
+        ("instr_codec", ctypes.c_bool),
+        ("codec_params", ctypes.c_void_p),
+        ("filter_params", ctypes.c_void_p * 6),
+    )
+
+
+_SPLIT_FORWARD = 4
+_BITSHUFFLE = 2
+
+
+@contextlib.contextmanager
+def compressor(compression: str, typesize: int, blocksize: int) -> Iterator[int]:
+    """A Blosc2 context that compresses as `frames` does; 0 for "none".
+
+    Raises:
+        Unavailable: this release of Blosc2 has other parameters.
+    """
+    if compression == "none":
+        yield 0
+        return
+    _, library = _library()
+    library.blosc2_get_blosc2_cparams_defaults.restype = _EncodeParameters
+    library.blosc2_create_cctx.restype = ctypes.c_void_p
+    library.blosc2_create_cctx.argtypes = [_EncodeParameters]
+    parameters = library.blosc2_get_blosc2_cparams_defaults()
+    # What the defaults are known to be, so that a changed structure is noticed.
+    if (parameters.typesize, parameters.nthreads, parameters.splitmode, list(parameters.filters)) != (8, 1, _SPLIT_FORWARD, [0] * 5 + [1]):
+        raise Unavailable("this release of Blosc2 has other parameters")
+    parameters.compcode = {"lz4": 1, "zstd": 5}[compression]
+    parameters.clevel, parameters.typesize, parameters.blocksize = frames.LEVEL[compression], typesize, blocksize
+    parameters.filters[:] = [_BITSHUFFLE, 0, 0, 0, 0, 0]
+    context = library.blosc2_create_cctx(parameters)
+    if not context:
+        raise Unavailable("Blosc2 made no compressor")
     try:
-        compiled = inner_loop().check_sums
-    except Unavailable:
-        return frames.block_checks
-    return lambda data, start: compiled(np.frombuffer(data, np.uint8), start)
+        yield context
+    finally:
+        library.blosc2_free_ctx(context)

@@ -19,11 +19,12 @@ from h5py._objects import phil
 from ..config import PreprocessConfig, ShardConfig, SplitConfig
 from ..errors import DatasetError
 from ..files import atomic_path
-from . import codec, frames, kernel, schema
+from . import codec, frames, schema
 from . import manifest as manifests
 from .chunks import Layout, plan_layout
 from .frames import CODECS
 from .manifest import Manifest, Sample, ShardFile, Storage, Task
+from .packing import pack_array
 from .storage import encode
 
 MEGABYTE = 1_000_000
@@ -185,17 +186,14 @@ def _write_array(
     if compression != "none":
         options |= frames.filter_options(compression)
     dataset = group.create_dataset(name, array.shape, array.dtype, **options)
-    start, check, head = [], [], []
-    checks = kernel.checks_for(array.nbytes)
-    for place, chunk in frames.cut(array, layout):
-        frame = frames.pack(chunk, layout, compression, checks)
+
+    def emit(place: tuple[int, ...], data: Any) -> None:
         with phil:  # h5py lets go of its lock in this call, and HDF5 has none of its own
-            dataset.id.write_direct_chunk(place, frame.data)
-        start.append(frame.start)
-        check.append(frame.check)
-        head.append(frame.head)
+            dataset.id.write_direct_chunk(place, data)
+
+    packed = pack_array(array, layout, compression, emit)
     table = tables.create_group(name)
-    columns = [np.stack(values) for values in (start, check, head)]
+    columns = packed.start, packed.check, packed.head
     for key, values in zip(("start", "check", "head"), columns, strict=True):
         table.create_dataset(key, data=values, track_times=False)
     table.attrs["block"] = np.asarray(layout.block, np.int64)

@@ -19,7 +19,7 @@ from hvd_imaging import filesystem
 from hvd_imaging.communicator import Alone
 from hvd_imaging.config import ShardConfig
 from hvd_imaging.errors import DatasetError
-from hvd_imaging.shards import chunks, codec, frames, kernel, storage
+from hvd_imaging.shards import chunks, codec, frames, kernel, packing, storage
 from hvd_imaging.shards import manifest as manifests
 from hvd_imaging.shards import reader as readers
 from hvd_imaging.shards.chunks import Layout, expected_amplification, plan_layout
@@ -423,16 +423,31 @@ def test_frames_are_those_that_blosc2_writes(codec_, dtype):
     volume[:, :20] = 0
     volume[:, 20:40] = random.integers(0, 256, (50, 20, 40, 1)).astype(dtype)
     layout = chunks.plan_layout(volume.shape, (32, 48, 48), volume.itemsize, True)
-    way = frames._way(layout, codec_, volume.dtype, (*layout.chunk, 1))
-    assert way._parts is not None  # made by hand, not by falling back
-    for _, chunk in frames.cut(volume, layout):
+    way = frames.way(layout, codec_, volume.dtype, (*layout.chunk, 1))
+    assert way.parts is not None  # made by hand, not by falling back
+    for place in frames.places(volume, layout):
+        chunk = frames.chunk_at(volume, layout, place)
         assert way.frame(chunk) == way._whole(chunk)
 
 
-def test_compiled_check_sums_are_those_of_xxhash():
-    data = np.random.default_rng(2).integers(0, 256, 5000, np.uint8).tobytes()
-    start = np.array([0, 0, 3, 40, 71, 1000, 5000], np.uint32)
-    assert np.array_equal(kernel.checks_for(1 << 30)(data, start), frames.block_checks(data, start))
+@pytest.mark.parametrize("compression", ["none", "lz4", "zstd"])
+@pytest.mark.parametrize(("dtype", "shape"), [("uint8", (33, 96, 48, 3)), ("int16", (70, 60, 75)), ("float32", (40, 33, 50, 1))])
+def test_compiled_packing_gives_the_same_bytes(compression, dtype, shape, monkeypatch):
+    random = np.random.default_rng(3)
+    noise = random.integers(0, 200, shape).astype(dtype)
+    noise[:, :30] = 7  # chunks of one value are stored otherwise
+    steps = (np.arange(noise.size).reshape(shape) // 977 % 50).astype(dtype)
+    for array in (noise, steps, (random.random(shape) > 0.9999).astype(dtype)):
+        for layout in (Layout((30, 4, 24), (1, 4, 24)), Layout((16, 16, 16), (4, 16, 16))):
+            found = []
+            for enough in (1 << 40, 0):
+                monkeypatch.setattr(kernel, "ENOUGH", enough)
+                chunks: list = []
+                tables = packing.pack_array(array, layout, compression, lambda place, data, to=chunks: to.append((place, bytes(data))))
+                found.append((chunks, tables))
+            assert found[0][0] == found[1][0]
+            for one, other in zip(*(vars(tables).values() for _, tables in found), strict=True):
+                assert one.dtype == other.dtype and np.array_equal(one, other)
 
 
 def test_multiples_of_one_step_are_kept_as_such():
