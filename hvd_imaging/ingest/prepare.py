@@ -102,7 +102,7 @@ def prepare(case: Case, job: Job) -> tuple[Record, tuple[str, ...]]:
     if catalog.task == "classification" and case.label is None:
         raise SourceError("no label for this image (ingest with --task unlabelled to keep images without)")
     volume = without_writing(volume, case, config)
-    ready, mask = preprocess(volume, mask, job.settings)
+    ready, mask = preprocess(volume, mask, job.settings, reuse=True)
     site, date = place_and_time(case, key)
     record = Record(
         id=pseudonym(key, "series", case.source_id),

@@ -19,7 +19,7 @@ def resolve(config: PreprocessConfig, modality: str) -> PreprocessConfig:
 
 
 def preprocess(
-    volume: Volume, mask: np.ndarray | None, config: PreprocessConfig
+    volume: Volume, mask: np.ndarray | None, config: PreprocessConfig, reuse: bool = False
 ) -> tuple[Volume, np.ndarray | None]:
     """From a source volume to what the network sees.
 
@@ -27,6 +27,7 @@ def preprocess(
         volume: ``(D, H, W)`` or ``(D, H, W, C)`` in HU or stored units.
         mask: integer labels ``(D, H, W)`` on the same grid, or None.
         config: resolved; see `resolve`.
+        reuse: the volume's voxels may be overwritten; saves an array of its size.
 
     Returns:
         Volume float32 ``(D', H', W', C)`` with the exact affine of the new grid; D' is 1 after a projection.
@@ -56,8 +57,12 @@ def preprocess(
         array = np.stack([resample.linear(array[..., c], positions) for c in range(array.shape[3])], axis=3)
         mask = mask if mask is None else resample.nearest(mask, positions)
 
-    channels = [normalize(array[..., c], config) for c in range(array.shape[3])]
-    array = channels[0][..., np.newaxis] if len(channels) == 1 else np.stack(channels, axis=3)
+    if reuse and array.flags.writeable:
+        for c in range(array.shape[3]):
+            normalize(array[..., c], config, out=array[..., c])
+    else:
+        channels = [normalize(array[..., c], config) for c in range(array.shape[3])]
+        array = channels[0][..., np.newaxis] if len(channels) == 1 else np.stack(channels, axis=3)
 
     if config.projection != "none":
         slab = slab_of(array.shape[0], config.projection_slab)

@@ -267,6 +267,16 @@ def test_the_input_is_not_changed():
     assert np.array_equal(image, before)
 
 
+@pytest.mark.parametrize("intensity", ["window", "percentile", "zscore", "none"])
+def test_overwriting_the_input_gives_the_same(intensity):
+    array = np.random.default_rng(0).normal(0, 300, (4, 6, 5, 2)).astype(np.float32)
+    array[..., 1] = 0
+    config = PreprocessConfig(intensity=intensity)
+    kept, _ = preprocess(Volume(array.copy(), np.eye(4), "CT"), None, config)
+    for voxels in (array.copy(), np.broadcast_to(array, array.shape)):  # the second can not be written
+        assert np.array_equal(preprocess(Volume(voxels, np.eye(4), "CT"), None, config, reuse=True)[0].array, kept.array)
+
+
 def test_a_slab_projection_takes_its_slices_alone():
     array = np.zeros((10, 3, 4), np.float32)
     array[2], array[5], array[9] = 1, 0.5, 1
