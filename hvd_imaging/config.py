@@ -91,16 +91,31 @@ class ShardConfig(Section):
 
 
 class SplitConfig(Section):
-    """How patients are spread over training, validation and test."""
+    """How patients are spread over training, validation and test; see docs/splits.md."""
 
     val: Fraction = Field(0.15, description="share of the patients for validation")
     test: Fraction = Field(0.15, description="share of the patients for the final test")
     seed: int = Field(0, description="another seed, another split")
+    by: Literal["patient", "site", "date"] = Field(
+        "patient", description="site: all patients of an institution together; date: the newest patients are tested"
+    )
+    stratify: bool = Field(False, description="by=patient: equal shares of each label, or of each class in the masks")
+    folds: typing.Annotated[int, Field(ge=0)] = Field(0, description="k-fold cross-validation: number of folds; 0: none")
+    fold: typing.Annotated[int, Field(ge=0)] = Field(0, description="folds: the one that validates, from 0")
+    frozen: str | None = Field(None, description="file with pseudonyms of patients, one a line: they, and nobody else, are test")
 
     @pydantic.model_validator(mode="after")
-    def _room(self) -> SplitConfig:
+    def _possible(self) -> SplitConfig:
         if self.val + self.test > 1:
             raise ValueError(f"val + test = {self.val + self.test:g} is more than 1")
+        if self.folds == 1 or (self.folds and self.fold >= self.folds):
+            raise ValueError(f"folds={self.folds}, fold={self.fold}: expected two folds or more, and a fold below their number")
+        if not self.folds and self.fold:
+            raise ValueError(f"fold={self.fold} without folds: set folds as well")
+        if self.stratify and self.by != "patient":
+            raise ValueError(f"stratify needs by=patient: whole groups by {self.by} leave nothing to choose")
+        if self.folds and self.by == "date":
+            raise ValueError("folds have no order in time: by=date can not be combined with them")
         return self
 
 

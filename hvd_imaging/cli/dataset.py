@@ -20,7 +20,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print the result a
 Examples:
   hvd-imaging dataset info dataset
   hvd-imaging dataset verify dataset
-  hvd-imaging dataset split dataset --val 0.2 --test 0.2 --seed 1
+  hvd-imaging dataset split dataset --out dataset2 --val 0.2 --seed 1
 """
 )
 def command() -> None:
@@ -91,42 +91,74 @@ def verify(dataset: Path, as_json: bool) -> None:
 @command.command(
     epilog="""\b
 Examples:
-  hvd-imaging dataset split dataset --val 0.2 --test 0.2
-  hvd-imaging dataset split dataset --seed 1           the same shares, other patients
+  hvd-imaging dataset split dataset --out dataset2 --val 0.2 --test 0.2
+  hvd-imaging dataset split dataset --out dataset2 --seed 1             the same shares, others in training and validation
+  hvd-imaging dataset split dataset --out fold0 --folds 5 --fold 0      cross-validation; the test patients stay
+  hvd-imaging dataset split dataset --out dataset2 --frozen test.txt    the patients of a list, and no others, are test
 """
 )
 @_DATASET
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="NEW", help="Folder of the new version.")
 @click.option("--val", type=float, help="Share of the patients for validation (default: as it is).")
-@click.option("--test", type=float, help="Share of the patients for the final test (default: as it is).")
+@click.option("--test", type=float, help="Share of the patients for the final test; chooses them anew (default: they stay).")
 @click.option("--seed", type=int, help="Another seed, another split (default: as it is).")
+@click.option("--by", type=click.Choice(["patient", "site"]), help="Whole sites, or single patients (default: as it is).")
+@click.option("--stratify/--no-stratify", default=None, help="Equal shares of each label or class (default: as it is).")
+@click.option("--folds", type=int, help="k-fold cross-validation: how many (0: none).")
+@click.option("--fold", type=int, help="The fold that validates, from 0.")
+@click.option("--frozen", type=click.Path(path_type=str), metavar="FILE", help="Pseudonyms of the test patients, one a line.")
 @_JSON
-def split(dataset: Path, val: float | None, test: float | None, seed: int | None, as_json: bool) -> None:
-    """Spread the patients of DATASET anew over training, validation and test.
+def split(
+    dataset: Path,
+    out: Path,
+    val: float | None,
+    test: float | None,
+    seed: int | None,
+    by: str | None,
+    stratify: bool | None,
+    folds: int | None,
+    fold: int | None,
+    frozen: str | None,
+    as_json: bool,
+) -> None:
+    """Make NEW, a version of DATASET with other splits and the same shards (as hard links).
 
-    All samples of a patient stay in one split. Only the manifest changes, and with it its hash: runs that began with
-    the old split can not be resumed.
+    All samples of a patient stay in one split, and the test patients stay test unless --test or --frozen is given. DATASET
+    itself does not change.
     """
+    from ..config import SplitConfig, check
     from ..shards import manifest as manifests
-    from ..shards.split import resplit
+    from ..shards import versions
+    from ..shards.split import read_frozen, resplit
     from ..world import world_from_environment
 
     if not world_from_environment().is_root:
         return
     old = manifests.load(dataset)
-    new = resplit(
-        old,
-        old.split.val if val is None else val,
-        old.split.test if test is None else test,
-        old.split.seed if seed is None else seed,
-    )
-    manifests.save(dataset, new)
-    summary = summarize(new, dataset)
+    given = {
+        "val": val, "test": test, "seed": seed, "by": by, "stratify": stratify, "folds": folds, "fold": fold, "frozen": frozen,
+    }  # fmt: skip
+    values = old.split.model_dump(mode="json") | {key: value for key, value in given.items() if value is not None}
+    if folds == 0 and fold is None:
+        values["fold"] = 0
+    config = check(SplitConfig, values, "dataset split")
+    keep = {sample.patient for sample in old.of_split("test")} if test is None else set()
+    new = resplit(old, config, read_frozen(frozen) if frozen is not None else keep)
+    counts = versions.plan(old, new.samples).counts()
+    key = old.version.key if old.version is not None else ""
+    record = versions.record("split", old, {"task": new.task, "split": new.split.model_dump(mode="json")}, counts, key)
+    if old.version is not None and "config" in old.version.parameters:
+        # The next ingest goes on with the settings of the last one, and with this split.
+        record.parameters["config"] = {**old.version.parameters["config"], "split": record.parameters["split"]}
+    new = new.model_copy(update={"version": record})
+    versions.derive(dataset, out, new)
+    summary = summarize(new, out)
     if as_json:
-        _print_json({key: summary[key] for key in ("dataset", "manifest_hash", "splits", "split")})
+        _print_json({key: summary[key] for key in ("dataset", "manifest_hash", "files_hash", "splits", "split")})
         return
-    for name, counts in summary["splits"].items():
-        click.echo(f"{name:<5}  {_counted(counts['samples'], 'sample')} of {_counted(counts['patients'], 'patient')}")
-        if counts["samples"] == 0:
+    for name, found in summary["splits"].items():
+        click.echo(f"{name:<5}  {_counted(found['samples'], 'sample')} of {_counted(found['patients'], 'patient')}")
+        if found["samples"] == 0:
             click.echo(f"the split '{name}' is empty: too few patients for this share", err=True)
     click.echo(f"manifest {summary['manifest_hash']}")
 
@@ -145,6 +177,7 @@ def summarize(manifest: Manifest, dataset: Path) -> dict[str, Any]:
         "dataset": str(dataset),
         "schema": manifest.schema_version,
         "manifest_hash": manifest.hash(),
+        "files_hash": manifest.files_hash(),
         "task": manifest.task,
         "classes": list(manifest.classes),
         "class_counts": _class_counts(manifest),
@@ -235,7 +268,7 @@ def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("layout", storage["layout"]))
     rows.append(("filesystem", summary["filesystem"]["name"]))
     rows += [("", line) for line in summary["filesystem"]["advice"]]
-    rows.append(("manifest", summary["manifest_hash"]))
+    rows += [("manifest", summary["manifest_hash"]), ("with files", summary["files_hash"])]
     return rows
 
 

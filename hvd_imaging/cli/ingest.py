@@ -14,6 +14,7 @@ Examples:
   hvd-imaging ingest archive dataset --task classification --labels labels.csv
   hvd-imaging ingest archive dataset --set preprocess.spacing=[2,1,1] --set preprocess.crop=body
   mpirun -np 8 hvd-imaging ingest archive dataset
+  hvd-imaging ingest archive dataset2 --parent dataset      the next version: reads what is new or changed
 \b
 Inputs that can not be read are set aside in DATASET/quarantine.json with the reason; the exit code is then 10.
 File names can be names of patients: reports show references, DATASET.files.json beside the dataset tells what they stand for.
@@ -34,7 +35,10 @@ A killed ingest, started again with the same settings, goes on where it was.
 @click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change a key, as in preprocess.spacing=[2,1,1]."
 )
-@click.option("--key-file", type=click.Path(path_type=Path), help="Pseudonym key (default: DATASET.key).")
+@click.option("--key-file", type=click.Path(path_type=Path), help="Pseudonym key (default: DATASET.key, or the parent's).")
+@click.option(
+    "--parent", type=click.Path(path_type=Path), metavar="DATASET", help="Make the next version of this dataset, with its settings."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     src: Path,
@@ -43,6 +47,7 @@ def command(
     labels: Path | None,
     assignments: tuple[str, ...],
     key_file: Path | None,
+    parent: Path | None,
     as_json: bool,
 ) -> None:
     """Make the dataset DATASET from the DICOM or NIfTI files in SRC, alone or on many ranks.
@@ -68,6 +73,7 @@ def command(
         labels_csv=labels,
         task=task,
         key_file=key_file,
+        parent=parent,
         communicator=communicator,
         progress=lambda text, unit: counter(text, communicator.world, unit),
     )
@@ -82,6 +88,8 @@ def command(
             value = {
                 "dataset": str(dataset),
                 "manifest_hash": manifest.hash(),
+                "files_hash": manifest.files_hash(),
+                "changes": manifest.version.counts if manifest.version is not None else {},
                 "task": manifest.task,
                 "classes": list(manifest.classes),
                 "samples": counts,
@@ -97,6 +105,8 @@ def command(
                 f"{dataset}: {manifest.task}, {samples} sample{'s' * (samples != 1)} of {patients} "
                 f"patient{'s' * (patients != 1)} ({shown})"
             )
+            if parent is not None and manifest.version is not None:
+                click.echo(f"since {parent}: " + ", ".join(f"{n} {name}" for name, n in manifest.version.counts.items()))
             click.echo(f"manifest {manifest.hash()}")
         _list(f"note{'s' * (len(result.notes) != 1)}", [(note.path, note.note) for note in result.notes])
         _list("set aside", [(item.path, item.reason) for item in result.quarantined])

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from ..config import IngestConfig, PreprocessConfig, ShardConfig
+from ..config import IngestConfig, PreprocessConfig, ShardConfig, check
 from ..errors import SourceError
 from ..preprocess.pipeline import resolve
 from ..shards import manifest as manifests
-from ..shards import schema
+from ..shards import schema, versions
 from ..shards.chunks import plan_layout
 from ..shards.manifest import Manifest, Sample
+from ..shards.split import assign, patients_of
 from ..shards.writer import MEGABYTE
 from ..sources.catalog import Catalog
 
@@ -46,6 +50,7 @@ class Staged:
         reason: why it was set aside; then ``sample`` is None.
         notes: of the reader.
         bytes: size of image and mask.
+        kept: it was not read: it stands in the parent's shards.
     """
 
     index: int
@@ -55,6 +60,50 @@ class Staged:
     notes: tuple[str, ...] = ()
     sample: Sample | None = None
     bytes: int = 0
+    kept: bool = False
+
+
+@dataclass(frozen=True)
+class Before:
+    """The version that a new one is made from."""
+
+    folder: Path
+    manifest: Manifest
+
+    @functools.cached_property
+    def by_origin(self) -> dict[str, Sample]:
+        """Its samples by the fingerprint of files and settings."""
+        return {sample.origin: sample for sample in self.manifest.samples if sample.origin}
+
+
+def inherit(config: IngestConfig, parent: Manifest) -> IngestConfig:
+    """The parent's settings, changed where ``config`` sets a key itself. Pure.
+
+    Raises:
+        ConfigError: keys of both contradict each other.
+    """
+    recorded = parent.version.parameters.get("config") if parent.version is not None else None
+    base = recorded or {
+        "preprocess": parent.preprocess.model_dump(mode="json"),
+        "shards": {"patch": parent.storage.patch},
+        "split": parent.split.model_dump(mode="json"),
+    }
+    return check(IngestConfig, _merged(base, config.model_dump(exclude_unset=True)), "the parent's settings with those of --set")
+
+
+def _merged(base: dict[str, object], change: dict[str, object]) -> dict[str, object]:
+    result = dict(base)
+    for key, value in change.items():
+        inner = result.get(key)
+        result[key] = _merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return result
+
+
+def stored_bytes(sample: Sample) -> int:
+    """Size of image and mask before compression."""
+    voxels = int(np.prod(sample.shape[:3]))
+    image = voxels * sample.shape[3] * np.dtype(sample.dtype).itemsize
+    return image + (voxels if sample.class_voxels is not None else 0)
 
 
 def check_config(catalog: Catalog, config: IngestConfig) -> None:
@@ -121,8 +170,16 @@ def compose(
     settings: PreprocessConfig,
     config: IngestConfig,
     quarantined: Sequence[Quarantined],
+    before: Before | None = None,
+    frozen: Collection[str] = (),
+    key: str = "",
 ) -> Manifest:
-    """The manifest.
+    """The manifest. Samples of shards that the parent shares are as they stand there; the others have new shards' names.
+
+    Args:
+        before: the parent, of which test patients stay test, and all patients where they are while the rule is the same.
+        frozen: pseudonyms of patients that are test.
+        key: of `Version`.
 
     Raises:
         SourceError: no sample is left.
@@ -131,24 +188,56 @@ def compose(
     if not ready:
         reason = f"; {quarantined[0].path}: {quarantined[0].reason}" if quarantined else ""
         raise SourceError(f"none of {len(quarantined)} inputs can be used{reason}; no dataset was made")
-    splits = manifests.assign_splits([sample.patient for sample, _ in ready], config.split)
-    plan = schema.plan_shards([size for _, size in ready], config.shards.shard_mb * MEGABYTE)
-    samples = [
-        ready[member][0].model_copy(
-            update={"shard": schema.shard_name(number), "split": splits[ready[member][0].patient]}
-        )
-        for number, members in enumerate(plan)
-        for member in members
-    ]
+    samples = {sample.id: sample for sample, _ in ready}
+    split = config.split.model_copy(update={"frozen": None})  # a place on one machine
+    dates = _last_dates(staged, catalog) if split.by == "date" else None
+    people = patients_of(samples.values(), dates)
+    old = before.manifest if before is not None else None
+    if old is None:
+        splits = assign(people, split, frozen)
+    else:
+        known = {sample.patient: sample.split for sample in old.samples}
+        frozen = {*frozen, *(patient for patient, name in known.items() if name == "test")}
+        splits = assign(people, split, frozen, known if old.split == split else None)
+    change = None if old is None else versions.plan(old, samples.values())
+    shared = set(change.shared) if change is not None else set()
+    names = map(schema.shard_name, itertools.count()) if old is None else versions.free_names(old)
+    if old is not None:
+        for there in old.samples:
+            if there.shard in shared:
+                cut = {"shard": there.shard, "chunk": there.chunk, "block": there.block}
+                samples[there.id] = samples[there.id].model_copy(update=cut)
+    fresh = [(sample.id, size) for sample, size in ready if samples[sample.id].shard not in shared]
+    for members, name in zip(
+        schema.plan_shards([size for _, size in fresh], config.shards.shard_mb * MEGABYTE), names, strict=False
+    ):
+        for member in members:
+            id = fresh[member][0]
+            samples[id] = samples[id].model_copy(update={"shard": name})
+    counts = change.counts() if change is not None else {"added": len(samples), "kept": 0, "changed": 0, "removed": 0}
+    parameters = {"task": catalog.task, "config": config.model_copy(update={"split": split}).model_dump(mode="json")}
     return Manifest(
         schema=manifests.SCHEMA,
         task=catalog.task,
         classes=tuple(catalog.classes),
-        channels=samples[0].shape[3],
+        channels=ready[0][0].shape[3],
         preprocess=settings,
-        split=config.split,
-        samples=tuple(samples),
+        split=split,
+        samples=tuple(sample.model_copy(update={"split": splits[sample.patient]}) for sample in samples.values()),
+        shards=tuple(shard for shard in old.shards if shard.name in shared) if old is not None else (),
+        version=versions.record("ingest", old, parameters, counts, key),
     )
+
+
+def _last_dates(staged: Sequence[Staged], catalog: Catalog) -> dict[str, str]:
+    """Newest StudyDate of each patient, as the source has it: for the order of patients, never to be stored."""
+    dates: dict[str, str] = {}
+    for item in staged:
+        if item.sample is not None:
+            found = getattr(catalog.cases[item.index].image, "study_date", "").strip()[:8]
+            if len(found) == 8 and found.isdigit():
+                dates[item.sample.patient] = max(found, dates.get(item.sample.patient, ""))
+    return dates
 
 
 def cut_for(sample: Sample, config: ShardConfig) -> Sample:

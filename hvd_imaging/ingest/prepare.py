@@ -16,17 +16,19 @@ from typing import Any
 import numpy as np
 
 from ..config import IngestConfig, PreprocessConfig
-from ..errors import SourceError
+from ..errors import DatasetError, SourceError
 from ..preprocess.pipeline import preprocess
 from ..privacy import burned_in
 from ..privacy.pseudonym import pseudonym, shifted_date
 from ..privacy.redact import Redactor
 from ..shards import manifest as manifests
+from ..shards import schema
+from ..shards.reader import ShardReader
 from ..shards.writer import Record, describe
 from ..sources import catalog as sources
 from ..sources.catalog import Case, Catalog
 from ..volume import Volume
-from .plan import Staged
+from .plan import Before, Staged, stored_bytes
 from .workspace import Workspace
 
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
@@ -34,13 +36,14 @@ _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 @dataclass(frozen=True)
 class Job:
-    """What all cases of one ingest have in common; ``settings`` is the resolved preprocessing."""
+    """What all cases of one ingest have in common; ``settings`` is the resolved preprocessing, ``before`` the parent version."""
 
     src: Path
     catalog: Catalog
     key: bytes
     config: IngestConfig
     settings: PreprocessConfig
+    before: Before | None = None
 
 
 def files_of(case: Case) -> tuple[Path, ...]:
@@ -51,7 +54,7 @@ def files_of(case: Case) -> tuple[Path, ...]:
 def stage(index: int, job: Job, workspace: Workspace, redactor: Redactor) -> Staged:
     """Read, prepare and keep one case; what can not be used comes back with a reason.
 
-    A case that an earlier, interrupted ingest has prepared from the same files with the same settings is taken as it is.
+    A case that the parent, or an earlier, interrupted ingest has from the same files with the same settings is taken as it is.
 
     Raises:
         DatasetError: the work folder can not be written.
@@ -60,6 +63,9 @@ def stage(index: int, job: Job, workspace: Workspace, redactor: Redactor) -> Sta
     files = files_of(case)
     path, folder = redactor.reference(files[0]), redactor.folder(files[0].parent)
     origin = origin_of(case, job)
+    known = job.before.by_origin.get(origin) if job.before is not None else None
+    if known is not None:
+        return Staged(index, path, folder, sample=known, bytes=stored_bytes(known), kept=True)
     found = workspace.find(origin)
     if found is not None:
         return dataclasses.replace(found, index=index, path=path, folder=folder)
@@ -207,6 +213,26 @@ def load(sample: manifests.Sample, workspace: Workspace) -> Record:
         DatasetError: another rank's work can not be read here.
     """
     image, mask = workspace.arrays(sample.origin, sample.class_voxels is not None)
+    return _record(sample, image, mask)
+
+
+def load_kept(sample: manifests.Sample, before: Before, reader: ShardReader) -> Record:
+    """A sample of the parent on its way into another shard, because others of its shard have changed or gone.
+
+    Raises:
+        DatasetError: the parent's shard is damaged.
+    """
+    there = before.by_origin[sample.origin]
+    image, mask = reader.read_stored(there)
+    if schema.content_hash(image, mask, there.label, there.scale, there.offset) != there.sha256:
+        raise DatasetError(
+            f"{before.folder / there.shard}: sample {there.id}: damaged: its content is not what the manifest says; restore the "
+            "shard from a copy, or ingest without --parent"
+        )
+    return _record(sample, image, mask)
+
+
+def _record(sample: manifests.Sample, image: np.ndarray, mask: np.ndarray | None) -> Record:
     return Record(
         id=sample.id,
         patient=sample.patient,

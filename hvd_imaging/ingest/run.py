@@ -22,19 +22,25 @@ from ..files import write_json
 from ..privacy.pseudonym import load_or_make_key
 from ..privacy.redact import Redactor
 from ..shards import manifest as manifests
+from ..shards import versions
 from ..shards.manifest import Manifest, Sample, ShardFile, Storage
-from ..shards.writer import publish, refuse_existing, settle, write_shard
+from ..shards.reader import ShardReader
+from ..shards.split import read_frozen
+from ..shards.writer import Record, publish, refuse_existing, settle, write_shard
 from ..sources import catalog as sources
 from ..sources.catalog import Catalog
 from ..sources.dicom import DicomScan
 from . import prepare
+from .parent import check_key, key_mark, key_place
 from .plan import (
+    Before,
     Note,
     Quarantined,
     Staged,
     check_config,
     compose,
     cut_for,
+    inherit,
     refuse_minority,
     refuse_repeated,
     resolve_all,
@@ -70,6 +76,7 @@ def ingest(
     labels_csv: str | Path | None = None,
     task: str | None = None,
     key_file: str | Path | None = None,
+    parent: str | Path | None = None,
     communicator: Sharing | None = None,
     progress: Progress | None = None,
 ) -> IngestResult:
@@ -80,11 +87,14 @@ def ingest(
         dataset: the folder to make; its parent must be shared by all ranks.
         labels_csv: labels for classification.
         task: "segmentation", "classification" or "unlabelled"; None: what the labels found tell.
-        key_file: pseudonym key; default ``<dataset>.key`` beside the dataset, made if missing.
+        key_file: pseudonym key; default ``<dataset>.key`` beside the dataset, made if missing; with a parent: the parent's.
+        parent: dataset of which the new one is the next version: what is unchanged is not read again, unchanged shards are
+            shared, and its settings hold where ``config`` does not set them.
 
     Raises:
         SourceError: nothing usable in ``src``, or labels or modalities contradict each other.
         DatasetError: ``dataset`` exists, or can not be written, or another ingest is making it.
+            Or the parent has no manifest, or was made with another key, or for another task.
         SetupError: the key file can not be used.
     """
     src, dataset = Path(src), Path(dataset)
@@ -93,25 +103,31 @@ def ingest(
     communicator = communicator or Alone()
     world = communicator.world
     show: Progress = progress or (lambda text, unit: contextlib.nullcontext(lambda done, total: None))
-    key_path = Path(key_file) if key_file else dataset.with_name(dataset.name + ".key")
     workspace = Workspace(dataset)
     with contextlib.ExitStack() as held:
 
-        def start() -> str | None:
+        def start() -> tuple[Path, str, Before | None, IngestConfig, frozenset[str]] | None:
             if not world.is_root:
                 return None
             refuse_existing(dataset)
             if not src.is_dir():
                 raise SourceError(f"{src}: expected a folder with DICOM or NIfTI files, found {'a file' if src.exists() else 'nothing'}")
-            key = load_or_make_key(key_path).hex()
+            before = Before(Path(parent), manifests.load(parent)) if parent is not None else None
+            settings = inherit(config, before.manifest) if before is not None else config
+            frozen = read_frozen(settings.split.frozen) if settings.split.frozen else frozenset()
+            path = key_place(dataset, key_file, before)
+            key = load_or_make_key(path)
+            if before is not None:
+                check_key(key, before, path)
             held.enter_context(workspace.held())
-            return key
+            return path, key.hex(), before, settings, frozen
 
-        key = bytes.fromhex(communicator.broadcast(together(communicator, start)))
+        key_path, key_text, before, config, frozen = communicator.broadcast(together(communicator, start))
+        key = bytes.fromhex(key_text)
         redactor = Redactor(key, src)
         try:
             result = _build(
-                src, dataset, workspace, key, redactor, config, labels_csv, task, communicator, show, key_path
+                src, dataset, workspace, key, redactor, config, labels_csv, task, communicator, show, key_path, before, frozen
             )
         except BaseException:
             # Every way out of _build has passed a collective call: no rank writes any more.
@@ -135,17 +151,27 @@ def _build(
     communicator: Sharing,
     show: Progress,
     key_path: Path,
+    before: Before | None,
+    frozen: frozenset[str],
 ) -> IngestResult:
     world = communicator.world
     with show("reading headers", "files") as report:
         dicom = scan_together(src, communicator, report)
 
     def find() -> Catalog | None:
-        return _catalog(src, labels_csv, task, config, dicom, redactor) if world.is_root else None
+        if not world.is_root:
+            return None
+        found = _catalog(src, labels_csv, task or (before.manifest.task if before is not None else None), config, dicom, redactor)
+        if before is not None and found.task != before.manifest.task:
+            raise DatasetError(
+                f"{before.folder}: is for {before.manifest.task}, but this ingest for {found.task}: no version of it; ingest "
+                "without --parent"
+            )
+        return found
 
     catalog: Catalog = communicator.broadcast(together(communicator, find))
     settings = resolve_all(config.preprocess, [case.modality for case in catalog.cases])
-    job = Job(src, catalog, key, config, settings)
+    job = Job(src, catalog, key, config, settings, before)
     sizes = {index: image_bytes(case) for index, case in enumerate(catalog.cases)} if world.is_root else {}
     # The largest first: no rank is left with a long one at the end.
     order = communicator.broadcast(sorted(sizes, key=lambda index: (-sizes[index], index)))
@@ -172,13 +198,18 @@ def _build(
     def told() -> Manifest:
         if world.is_root:
             redactor.save(files)
-        return compose(staged, catalog, settings, config, quarantined)
+        return compose(staged, catalog, settings, config, quarantined, before, frozen, key_mark(key))
 
     manifest = together(communicator, told)
+
+    shared = manifest.shards
+    kept = {item.sample.id for item in staged if item.sample is not None and item.kept}
 
     def settled() -> tuple[str, str] | None:
         if not world.is_root:
             return None
+        if before is not None and config.shards.compression == "auto":
+            return before.manifest.storage.compression, "as its parent"
         image = prepare.load(manifest.samples[0], workspace).image
         size = sum(item.bytes for item in staged if item.sample is not None)
         _, storage = settle(config.shards, size, image, workspace.folder)
@@ -188,33 +219,48 @@ def _build(
     shard_config = config.shards.model_copy(update={"compression": compression})
     storage = Storage(patch=shard_config.patch, compression=compression, reason=reason)
     manifest = manifest.model_copy(
-        update={"storage": storage, "samples": tuple(cut_for(sample, shard_config) for sample in manifest.samples)}
+        update={
+            "storage": storage,
+            "samples": tuple(
+                sample if sample.shard in {shard.name for shard in shared} else cut_for(sample, shard_config)
+                for sample in manifest.samples
+            ),
+        }
     )
 
     shards: dict[str, list[Sample]] = {}
     for sample in manifest.samples:
         shards.setdefault(sample.shard, []).append(sample)
+    for shard in shared:
+        del shards[shard.name]
     names = sorted(shards)
 
     def write(report: Callable[[int, int], None]) -> list[ShardFile]:
-        with communicator.share(len(names), lambda number: report(number - 1, len(names))) as mine:
+        with contextlib.ExitStack() as stack:
+            reader = stack.enter_context(ShardReader(before.folder, before.manifest)) if before is not None and kept else None
+
+            def load(sample: Sample) -> Record:
+                if reader is None or sample.id not in kept:
+                    return prepare.load(sample, workspace)
+                assert before is not None
+                return prepare.load_kept(sample, before, reader)
+
+            mine = stack.enter_context(communicator.share(len(names), lambda number: report(number - 1, len(names))))
             return [
-                write_shard(
-                    workspace.built / names[number],
-                    (prepare.load(sample, workspace) for sample in shards[names[number]]),
-                    shard_config,
-                )
+                write_shard(workspace.built / names[number], map(load, shards[names[number]]), shard_config)
                 for number in mine
             ]
 
     with show("writing shards", "shards") as report:
         parts_written = communicator.gather(together(communicator, lambda: write(report)))
     written = [file for part in parts_written for file in part]
-    manifest = manifest.model_copy(update={"shards": tuple(sorted(written, key=lambda file: file.name))})
+    manifest = manifest.model_copy(update={"shards": tuple(sorted([*shared, *written], key=lambda file: file.name))})
 
     def finish() -> None:
         if not world.is_root:
             return
+        if before is not None:
+            versions.link(before.folder, shared, workspace.built)
         try:
             write_json(
                 workspace.built / QUARANTINE,

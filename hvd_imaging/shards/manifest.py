@@ -4,6 +4,7 @@ A dataset is a folder::
 
     manifest.json          this file: schema, classes, preprocessing, splits, one entry a sample
     shard-00000.h5 ...     HDF5: /samples/<id>/image (D, H, W, C), mask (D, H, W) uint8, foreground (N, 3) int32
+    manifest.sig           signature of manifest.json, see `signing`; optional
     quarantine.json        inputs that were set aside, with the reason
 """
 
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,6 +101,33 @@ class ShardFile(_Entry):
     sha256: str
 
 
+class Parent(_Entry):
+    """The version that another one was made from, by `Manifest.hash` and `Manifest.files_hash`."""
+
+    hash: str
+    files_hash: str
+
+
+class Version(_Entry):
+    """How this version came to be. Nothing of it is content.
+
+    Attributes:
+        action: ingest, split, or write (from memory).
+        parents: the versions it was made from.
+        code: version of this package.
+        parameters: task and settings of the action.
+        counts: samples added, kept, changed and removed since the parent.
+        key: pseudonym of the pseudonym key itself: tells whether a key belongs to the dataset, and nothing about the key.
+    """
+
+    action: str
+    parents: tuple[Parent, ...] = ()
+    code: str = ""
+    parameters: dict[str, Any] = {}
+    counts: dict[str, int] = {}
+    key: str = ""
+
+
 class Manifest(_Entry):
     """A dataset's content. ``preprocess.intensity`` is resolved: never "auto"."""
 
@@ -113,14 +140,19 @@ class Manifest(_Entry):
     storage: Storage = Storage(patch=(1, 1, 1), compression="none")
     samples: tuple[Sample, ...]
     shards: tuple[ShardFile, ...] = ()
+    version: Version | None = None
 
     def hash(self) -> str:
         """Hex SHA-256 of the canonical JSON: equal hashes mean equal content, order, splits and preprocessing.
 
-        How it is stored (storage, chunks, the shards' own hashes) and where it came from is not content.
+        How it is stored (storage, chunks, in which shard) and how it came to be (sources, parents, the rule of the splits) is
+        not content: the same samples have the same hash, whether they were ingested at once or version by version.
         """
-        stored: dict[str, Any] = {"storage": True, "shards": True, "samples": {"__all__": {"chunk", "block", "origin"}}}
-        text = json.dumps(self.model_dump(mode="json", by_alias=True, exclude=stored), sort_keys=True, separators=(",", ":"))
+        other: dict[str, Any] = {
+            **dict.fromkeys(("storage", "shards", "version", "split"), True),
+            "samples": {"__all__": {"chunk", "block", "origin", "shard"}},
+        }
+        text = json.dumps(self.model_dump(mode="json", by_alias=True, exclude=other), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def files_hash(self) -> str:
@@ -175,25 +207,3 @@ def load(dataset: str | Path) -> Manifest:
 def save(dataset: str | Path, manifest: Manifest) -> None:
     """Write ``dataset/manifest.json`` atomically: the last step of ingest, which makes the dataset exist."""
     write_json(Path(dataset) / NAME, manifest.model_dump(mode="json", by_alias=True))
-
-
-def assign_splits(patients: Sequence[str], config: SplitConfig) -> dict[str, str]:
-    """Split of each patient: a pure function of the set of pseudonyms and ``config``.
-
-    Patients are ordered by a hash of (seed, pseudonym), so the result does not depend on the order of reading. val and
-    test get ``round(share * patients)``, and at least one patient each where the share is not 0 and three patients exist.
-    """
-    unique = sorted(
-        set(patients), key=lambda patient: hashlib.sha256(f"{config.seed}:{patient}".encode()).hexdigest()
-    )
-    count = len(unique)
-
-    def wanted(share: float) -> int:
-        return max(round(share * count), 1 if share > 0 and count >= 3 else 0)
-
-    test = wanted(config.test)
-    val = min(wanted(config.val), count - test)
-    return {
-        patient: "test" if index < test else "val" if index < test + val else "train"
-        for index, patient in enumerate(unique)
-    }

@@ -25,6 +25,7 @@ from .chunks import Layout, plan_layout
 from .frames import CODECS
 from .manifest import Manifest, Sample, ShardFile, Storage, Task
 from .packing import pack_array
+from .split import read_frozen, resplit
 from .storage import encode
 
 MEGABYTE = 1_000_000
@@ -256,7 +257,6 @@ def write_dataset(
     dataset.parent.mkdir(parents=True, exist_ok=True)
     total = sum(record.bytes for record in ready)
     config, storage = settle(config, total, ready[0].image if ready else None, dataset.parent)
-    splits = manifests.assign_splits([record.patient for record in ready], split)
     samples, files = [], []
     building = dataset.parent / f".{dataset.name}.building"
     shutil.rmtree(building, ignore_errors=True)
@@ -266,7 +266,7 @@ def write_dataset(
         for number, members in enumerate(plan):
             name = schema.shard_name(number)
             files.append(write_shard(building / name, [ready[i] for i in members], config))
-            samples += [describe(ready[i], len(classes), name, config, splits[ready[i].patient]) for i in members]
+            samples += [describe(ready[i], len(classes), name, config) for i in members]
         manifest = Manifest(
             schema=manifests.SCHEMA,
             task=task,
@@ -278,6 +278,7 @@ def write_dataset(
             samples=tuple(samples),
             shards=tuple(files),
         )
+        manifest = resplit(manifest, split, read_frozen(split.frozen) if split.frozen else ())
         manifests.save(building, manifest)
         publish(building, dataset)
     finally:

@@ -90,7 +90,7 @@ def test_verify_lists_sample_and_shard(dataset):
 
 @pytest.mark.parametrize("verb", ["info", "verify", "split"])
 def test_no_dataset(tmp_path, verb):
-    result = run(dataset_command, verb, tmp_path / "nowhere")
+    result = run(dataset_command, verb, tmp_path / "nowhere", *(["--out", tmp_path / "new"] if verb == "split" else []))
     assert isinstance(result.exception, errors.DatasetError)
     assert re.search(r"no manifest\.json.*hvd-imaging ingest", str(result.exception))
 
@@ -98,27 +98,32 @@ def test_no_dataset(tmp_path, verb):
 def test_split_moves_patients_and_leaves_the_shards(dataset):
     before = manifests.load(dataset)
     shards = {path.name: hashlib.sha256(path.read_bytes()).digest() for path in dataset.glob("*.h5")}
-    result = run(dataset_command, "split", dataset, "--val", "0.5", "--test", 0, "--seed", 3)
-    after = manifests.load(dataset)
+    out = dataset.with_name("out")
+    result = run(dataset_command, "split", dataset, "--out", out, "--val", "0.5", "--test", 0, "--seed", 3)
+    after = manifests.load(out)
     assert result.exit_code == 0
     assert "train  6 samples of 3 patients" in result.output and "test   0 samples" in result.output
     assert "'test' is empty" in result.stderr and after.hash() in result.output
     assert after.counts() == {"train": 6, "val": 6, "test": 0} and after.hash() != before.hash()
     assert after.split == SplitConfig(val=0.5, test=0, seed=3)
     assert {s.id: s.sha256 for s in after.samples} == {s.id: s.sha256 for s in before.samples}
-    assert shards == {path.name: hashlib.sha256(path.read_bytes()).digest() for path in dataset.glob("*.h5")}
+    assert shards == {path.name: hashlib.sha256(path.read_bytes()).digest() for path in out.glob("*.h5")}
+    assert manifests.load(dataset) == before, "a dataset never changes"
+    assert all((out / name).samefile(dataset / name) for name in shards), "no room is taken twice"
     splits = {}
     for sample in after.samples:
         assert splits.setdefault(sample.patient, sample.split) == sample.split
-    found = json.loads(run(dataset_command, "split", dataset, "--seed", 4, "--json").stdout)
-    assert found["split"] == {"val": 0.5, "test": 0.0, "seed": 4}
+    found = json.loads(run(dataset_command, "split", out, "--out", dataset.with_name("again"), "--seed", 4, "--json").stdout)
+    assert found["split"] == SplitConfig(val=0.5, test=0, seed=4).model_dump()
+    assert found["splits"]["test"]["samples"] == 0 and found["manifest_hash"] != after.hash()
 
 
 def test_impossible_split_changes_nothing(dataset):
     before = (dataset / "manifest.json").read_bytes()
-    result = run(dataset_command, "split", dataset, "--val", 0.9, "--test", 0.9)
+    out = dataset.with_name("out")
+    result = run(dataset_command, "split", dataset, "--out", out, "--val", 0.9, "--test", 0.9)
     assert isinstance(result.exception, errors.ConfigError) and "more than 1" in str(result.exception)
-    assert (dataset / "manifest.json").read_bytes() == before
+    assert (dataset / "manifest.json").read_bytes() == before and not out.exists()
 
 
 @pytest.mark.parametrize("args", [[], ["info"], ["verify"], ["split"]])
