@@ -120,11 +120,16 @@ def command(
 
 
 def _list(title: str, rows: list[tuple[str, str]], most: int = 10) -> None:
-    """A short list on stderr."""
+    """A short list on stderr; what was said of several inputs is said once."""
     if not rows:
         return
     click.echo(f"{len(rows)} {title}:", err=True)
-    for path, text in rows[:most]:
-        click.echo(f"  {path}: {text}", err=True)
-    if len(rows) > most:
-        click.echo(f"  and {len(rows) - most} more", err=True)
+    said: dict[str, list[str]] = {}
+    for path, text in rows:
+        said.setdefault(text, []).append(path)
+    ordered = sorted(said.items(), key=lambda item: -len(item[1]))
+    for text, paths in ordered[:most]:
+        where = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+        click.echo(f"  {where}: {text}", err=True)
+    if left := sum(len(paths) for _, paths in ordered[most:]):
+        click.echo(f"  and {left} of {len(ordered) - most} other kinds", err=True)
