@@ -127,6 +127,25 @@ class PrivacyConfig(Section):
     )
 
 
+class LabelsConfig(Section):
+    """How masks are made of annotations (DICOM SEG, RTSTRUCT, NIfTI, NRRD); see docs/labels.md."""
+
+    names: list[str] | None = Field(
+        None, min_length=1, description="segmentation: these structures become the classes, in this order; null: all, by alphabet"
+    )
+    consensus: Literal["first", "union", "majority", "staple"] = Field(
+        "majority", description="several annotators of one structure: the first one's, all that any marked, what more than half marked, or STAPLE"
+    )
+    empty: Literal["keep", "quarantine"] = Field("keep", description="cases in which nothing is marked")
+
+    @pydantic.field_validator("names")
+    @classmethod
+    def _names(cls, names: list[str] | None) -> list[str] | None:
+        if names is not None and (len(set(names)) < len(names) or any(not n.strip() or n.lower() == "background" for n in names)):
+            raise ValueError("names: expected each structure once, without the background, which is always class 0")
+        return names
+
+
 class IngestConfig(Section):
     """`hvd-imaging ingest --set preprocess.spacing=[2,2,2]`."""
 
@@ -134,6 +153,7 @@ class IngestConfig(Section):
     shards: ShardConfig = ShardConfig()
     split: SplitConfig = SplitConfig()
     privacy: PrivacyConfig = PrivacyConfig()
+    labels: LabelsConfig = LabelsConfig()
 
 
 class AugmentConfig(Section):
@@ -166,6 +186,9 @@ class DataConfig(Section):
     """What is read."""
 
     dataset: str = Field(description="dataset folder made by `hvd-imaging ingest`")
+    public_key: str | None = Field(
+        None, description="Ed25519 public key (PEM): the dataset's manifest must be signed by it, or training does not begin"
+    )
     patch: Triple = Field((32, 48, 48), description="what the network sees, voxels (D, H, W); D = 1 for 2D networks")
     patches_per_volume: Positive = Field(1, description="segmentation: random patches of each volume in an epoch")
     foreground: Fraction = Field(0.5, description="segmentation: share of patches centred on a labelled voxel")

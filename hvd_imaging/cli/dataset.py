@@ -1,4 +1,4 @@
-"""`hvd-imaging dataset info|verify|split`."""
+"""`hvd-imaging dataset`: info, verify and split; the other verbs stand in modules of their own."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from . import dataset_sign, dataset_versions
 
 if TYPE_CHECKING:
     from ..shards.manifest import Manifest
@@ -24,7 +26,11 @@ Examples:
 """
 )
 def command() -> None:
-    """Look at a dataset, check it, or split it anew."""
+    """Look at a dataset, check it, split it anew, compare its versions."""
+
+
+for _verb in (dataset_versions.log, dataset_versions.diff, dataset_versions.checkout, dataset_sign.sign):
+    command.add_command(_verb)
 
 
 @command.command(epilog="\b\nExample:\n  hvd-imaging dataset info dataset --json")
@@ -52,19 +58,26 @@ def info(dataset: Path, as_json: bool) -> None:
 Examples:
   hvd-imaging dataset verify dataset
   mpirun -np 8 hvd-imaging dataset verify dataset      the ranks share the samples
+  hvd-imaging dataset verify dataset --public-key maker.pem.pub
 """
 )
 @_DATASET
+@click.option("--public-key", type=click.Path(path_type=Path), metavar="FILE", help="The manifest must be signed by this key.")
 @_JSON
-def verify(dataset: Path, as_json: bool) -> None:
+def verify(dataset: Path, public_key: Path | None, as_json: bool) -> None:
     """Read every sample of DATASET and compare it with the manifest's SHA-256; exit code 4 if one differs."""
-    from ..communicator import connect
+    from ..communicator import connect, together
     from ..errors import DatasetError
     from ..shards.manifest import load
     from ..shards.verify import verify as run
     from .console import progress
 
     communicator = connect()
+    if public_key is not None:
+        from ..shards import signing
+
+        key = public_key
+        together(communicator, lambda: signing.check(dataset, load(dataset), key))
     problems = run(dataset, communicator, lambda items, text: progress(items, text, communicator.world))
     manifest = load(dataset)
     if communicator.world.is_root:
@@ -76,7 +89,8 @@ def verify(dataset: Path, as_json: bool) -> None:
                 whom = f"sample {problem.sample}: " if problem.sample else ""
                 click.echo(f"{problem.shard}: {whom}{problem.reason}")
             if not problems:
-                click.echo(f"{dataset}: {len(manifest.samples)} samples read, all as the manifest says")
+                signed = ", which is signed by this key" if public_key is not None else ""
+                click.echo(f"{dataset}: {len(manifest.samples)} samples read, all as the manifest says{signed}")
     if problems:
         if communicator.world.is_root:
             click.echo(

@@ -126,6 +126,30 @@ def derive(source: Path, out: Path, manifest: Manifest) -> None:
     Raises:
         DatasetError: ``out`` is not free or can not be written, or a shard is missing.
     """
+    _materialize(out, manifest, [(source, shard) for shard in _files(source, manifest)])
+
+
+def checkout(manifest: Manifest, candidates: Sequence[tuple[Path, Manifest]], out: Path, extra: Sequence[Path] = ()) -> None:
+    """The version ``manifest`` as the folder ``out``, from the shards of whichever datasets hold them.
+
+    Args:
+        candidates: datasets to look in.
+        extra: files that go along, such as its signature.
+
+    Raises:
+        DatasetError: a shard is nowhere, or ``out`` is not free or can not be written.
+    """
+    holders = {shard: folder for folder, held in reversed(candidates) for shard in held.shards if (folder / shard.name).is_file()}
+    missing = [shard.name for shard in manifest.shards if shard not in holders]
+    if missing or not manifest.shards:
+        raise DatasetError(
+            f"{out}: version {manifest.files_hash()[:12]} can not be put together: {len(missing)} of {len(manifest.shards)} shards are "
+            f"in none of the {len(candidates)} datasets beside{', first ' + missing[0] if missing else ''}; restore one that holds them"
+        )
+    _materialize(out, manifest, [(holders[shard], shard) for shard in manifest.shards], extra)
+
+
+def _materialize(out: Path, manifest: Manifest, places: Sequence[tuple[Path, ShardFile]], extra: Sequence[Path] = ()) -> None:
     refuse_existing(out)
     building = out.with_name(f".{out.name}.building")
     try:
@@ -136,7 +160,10 @@ def derive(source: Path, out: Path, manifest: Manifest) -> None:
     except OSError as error:
         raise DatasetError(f"{out}: can not be made ({error.strerror}); check the folder's permissions") from error
     try:
-        link(source, _files(source, manifest), building)
+        for source, shard in places:
+            link(source, [shard], building)
+        for path in extra:
+            shutil.copyfile(path, building / path.name)
         manifests.save(building, manifest)
         publish(building, out)
     except OSError as error:
@@ -196,16 +223,19 @@ def lineage(dataset: Path, candidates: Callable[[], Sequence[tuple[Path, Manifes
     candidates = candidates or beside(dataset)
     manifest = manifests.load(dataset)
     result = [Known(manifest.hash(), manifest.files_hash(), dataset, manifest)]
-    seen = {result[0].files_hash}
+    names, folders = {result[0].files_hash}, {dataset.absolute()}
     for known in result:  # grows
         for parent in known.manifest.version.parents if known.manifest is not None and known.manifest.version else ():
-            if parent.files_hash in seen:
-                continue
-            seen.add(parent.files_hash)
-            folder, found = next(
-                ((f, m) for f, m in candidates() if m.files_hash() == parent.files_hash), (None, None)
+            # A version can be equal to its parent: the folder is what tells them apart.
+            found = next(
+                (item for item in candidates() if item[1].files_hash() == parent.files_hash and item[0] not in folders), None
             )
-            result.append(Known(parent.hash, parent.files_hash, folder, found))
+            if found is not None:
+                folders.add(found[0])
+                result.append(Known(parent.hash, parent.files_hash, *found))
+            elif parent.files_hash not in names:
+                result.append(Known(parent.hash, parent.files_hash, None, None))
+            names.add(parent.files_hash)
     return result
 
 
@@ -267,6 +297,6 @@ def _settings(one: Manifest, two: Manifest) -> Iterator[tuple[str, Any, Any]]:
     yield "classes", list(one.classes), list(two.classes)
     yield "channels", one.channels, two.channels
     for section in ("preprocess", "split", "storage"):
-        before, after = (getattr(m, section).model_dump(mode="json") for m in (one, two))
+        before, after = (getattr(m, section).model_dump(mode="json", exclude={"reason"}) for m in (one, two))
         for key in sorted(before.keys() | after.keys()):
             yield f"{section}.{key}", before.get(key), after.get(key)

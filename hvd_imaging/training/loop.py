@@ -28,8 +28,8 @@ from ..parallel.horovod import Horovod, is_peer_failure
 from ..pipeline.cache import open_cache
 from ..pipeline.dataset import TrainingData, ValidationData
 from ..pipeline.plan import Cut, balanced_cut, busiest, check_fits, equal_cut
-from ..shards import manifest as manifests
 from ..shards.manifest import Manifest
+from ..shards.signing import load_signed
 from . import checkpoint, nonfinite, run, schedule
 from .callbacks import MONITORS, Reporter, Silent, TensorBoard
 from .events import EventLog
@@ -115,7 +115,8 @@ class Trainer:
         self.heart: Heartbeat | None = None
 
         # What to learn from, and what is to learn.
-        manifest = together(hvd, lambda: manifests.load(config.data.dataset))
+        manifest = together(hvd, lambda: load_signed(config.data.dataset, config.data.public_key))
+        self.files_hash = manifest.files_hash()
         self.spec = together(hvd, lambda: make_spec(config, manifest, directory.name))
         _prepare_numerics(config.train)
         dataset = Path(config.data.dataset)
@@ -169,7 +170,7 @@ class Trainer:
         self.pending_save = self.pending_leave = self.leaving = False
         self.times = np.zeros(3)  # seconds of this epoch: waiting for input, computing, exchanging
         self.speeds: list[float] = []
-        self.log.write("resume" if meta else "start", step=self.position.total, **run.record(self.spec, world))
+        self.log.write("resume" if meta else "start", step=self.position.total, **run.record(self.spec, world, self.files_hash))
         if config.parallel.compression == "auto":
             self.log.write("compression", chosen=self.compression, reason=why)
             self.report.message(f"parallel.compression: {self.compression} ({why})")

@@ -33,7 +33,7 @@ CONFIG, RECORD, BEST = "run.yaml", "run.json", "best.npz"
 
 # A resumed run may change these and nothing else: all other keys decide what is learned.
 _FREE_ON_RESUME = (
-    "output.", "parallel.", "data.dataset", "train.epochs", "train.max_steps", "train.checkpoint_",
+    "output.", "parallel.", "data.dataset", "data.public_key", "train.epochs", "train.max_steps", "train.checkpoint_",
     "train.keep_checkpoints", "train.early_stop", "train.validate_every", "train.accumulate", "train.balance",
     "train.guard_steps", "train.on_nonfinite",
 )  # fmt: skip
@@ -107,14 +107,15 @@ def claim(directory: Path, config: RunConfig, spec: ModelSpec, manifest: Manifes
     directory.mkdir(parents=True, exist_ok=True)
     save_manifest(directory, manifest)
     spec.save(directory)
-    write_json(directory / RECORD, record(spec, world))
+    write_json(directory / RECORD, record(spec, world, manifest.files_hash()))
     write_text(directory / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
-def record(spec: ModelSpec, world: World) -> dict[str, Any]:
+def record(spec: ModelSpec, world: World, files_hash: str) -> dict[str, Any]:
     """Where the results come from: dataset, versions, machine, world size."""
     return {
         "dataset_hash": spec.dataset_hash,
+        "dataset_files_hash": files_hash,
         "hvd_imaging": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
