@@ -48,7 +48,7 @@ class Job:
 
 def files_of(case: Case) -> tuple[Path, ...]:
     """All files that make the case: image, then masks."""
-    return (*case.image.files, *case.mask)
+    return (*case.image.files, *(file.path for file in case.mask))
 
 
 def stage(index: int, job: Job, workspace: Workspace, redactor: Redactor) -> Staged:
@@ -174,6 +174,7 @@ def origin_of(case: Case, job: Job) -> str:
         [_state(path, job.src) for path in files_of(case)],
         job.settings.model_dump(mode="json"),
         job.config.privacy.model_dump(mode="json"),
+        job.config.labels.model_dump(mode="json"),
         job.config.shards.dtype,
         job.config.shards.max_error,
         manifests.SCHEMA,

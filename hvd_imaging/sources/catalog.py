@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from ..config import LabelsConfig
 from ..errors import SourceError
 from ..volume import Volume
-from .dicom import DicomScan, Rejected, SeriesFiles, Units, read_series, relative, scan_dicom
-from .labels import LabelTable, read_labels_csv, read_nifti_mask, read_seg_mask, seg_classes
+from .dicom import DicomScan, Rejected, SegFile, SeriesFiles, Units, read_series, relative, scan_dicom
+from .labels import Annotation, LabelTable, read_labels_csv, read_mask, read_rtstruct, read_seg, seg_classes
+from .labels.checks import doubts
+from .labels.consensus import combine
+from .labels.layers import BACKGROUND, from_mask, is_background
 from .nifti import NiftiCase, NiftiScan, read_case, scan_nifti
 
 TASKS = ("segmentation", "classification", "unlabelled")
 LABELS = "labels.csv"
 
-__all__ = ["LABELS", "TASKS", "Case", "Catalog", "Rejected", "load_case", "scan"]
+MOST_CLASSES = 256
+"""Masks are uint8."""
+
+__all__ = ["LABELS", "TASKS", "Case", "Catalog", "Rejected", "annotations_of", "choose", "load_case", "scan"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ class Case:
         patient_id: PatientID, or the NIfTI case's name.
         modality: DICOM Modality, "" if unknown.
         label: class index for classification, else None.
-        mask: DICOM SEG or NIfTI files for segmentation.
+        mask: annotations for segmentation: DICOM SEG, RTSTRUCT or volumes, sorted by path.
     """
 
     source_id: str = field(repr=False)
@@ -39,7 +46,7 @@ class Case:
     label: int | None
     kind: Literal["dicom", "nifti"]
     image: SeriesFiles | NiftiCase
-    mask: tuple[Path, ...] = ()
+    mask: tuple[SegFile, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ class Catalog:
         cases: sorted by ``source_id``.
         rejected: inputs that can not be used, with the reason.
         notes: what the user should know about the archive as a whole.
+        labels: how annotations become masks.
     """
 
     task: str
@@ -59,6 +67,7 @@ class Catalog:
     cases: tuple[Case, ...]
     rejected: tuple[Rejected, ...]
     notes: tuple[str, ...] = ()
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
 
 
 def scan(
@@ -112,13 +121,40 @@ def scan(
         classes, rejected = table.classes, [*rejected, *missing]
     if task == "segmentation" and not cases and not _has_masks(dicom, nifti):
         raise SourceError(
-            f"{root}: no masks for segmentation: expected DICOM SEG objects that refer to the series, or labelsTr with "
+            f"{root}: no masks for segmentation: expected DICOM SEG or RTSTRUCT objects that refer to the series, or labelsTr with "
             "dataset.json; use --task unlabelled for images alone"
         )
     rejected = sorted([*rejected, *dicom.rejected, *nifti.rejected], key=lambda item: item.path)
-    return Catalog(
-        task, classes, tuple(sorted(cases, key=lambda case: case.source_id)), tuple(rejected), dicom.notes
-    )
+    notes = dicom.notes
+    if task == "segmentation":
+        notes += _codes(seg for case in cases for seg in case.mask)
+    return Catalog(task, classes, tuple(sorted(cases, key=lambda case: case.source_id)), tuple(rejected), notes)
+
+
+def choose(catalog: Catalog, config: LabelsConfig) -> Catalog:
+    """The catalog with the classes that ``config`` wants, and its way to make masks. Pure.
+
+    Raises:
+        SourceError: a name that no annotation has, or more classes than a mask can hold.
+    """
+    catalog = replace(catalog, labels=config)
+    if catalog.task != "segmentation":
+        return catalog
+    if config.names is not None:
+        missing = [name for name in config.names if name not in catalog.classes]
+        if missing:
+            raise SourceError(
+                f"labels.names: no annotation has {', '.join(missing)}; found: {', '.join(catalog.classes[1:]) or 'none'}"
+            )
+        if any(case.kind == "nifti" for case in catalog.cases):
+            raise SourceError("labels.names is for DICOM SEG and RTSTRUCT; masks as volumes have the classes of dataset.json")
+        catalog = replace(catalog, classes=(BACKGROUND, *config.names))
+    if len(catalog.classes) > MOST_CLASSES:
+        raise SourceError(
+            f"{len(catalog.classes) - 1} different structures, expected at most {MOST_CLASSES - 1}; choose some with "
+            "--set labels.names=[NAME,...]"
+        )
+    return catalog
 
 
 def load_case(case: Case, catalog: Catalog, units: Units = "hu") -> tuple[Volume, np.ndarray | None]:
@@ -126,20 +162,58 @@ def load_case(case: Case, catalog: Catalog, units: Units = "hu") -> tuple[Volume
 
     Raises:
         SourceError: the image or the mask can not be used.
+        SetupError: what decodes the image, or finds the consensus, is not installed.
     """
-    if isinstance(case.image, NiftiCase):
-        volume = read_case(case.image)
-        if catalog.task != "segmentation":
-            return volume, None
-        return volume, read_nifti_mask(case.mask[0], volume, catalog.classes, case.image.root)
-    volume = read_series(case.image, units)
+    volume = read_case(case.image) if isinstance(case.image, NiftiCase) else read_series(case.image, units)
     if catalog.task != "segmentation":
         return volume, None
-    mask = np.zeros(volume.shape, np.uint8)
-    for path in case.mask:
-        part = read_seg_mask(path, volume, catalog.classes, case.image.root)
-        np.copyto(mask, part, where=part > 0)
-    return volume, mask
+    notes: tuple[str, ...] = ()
+    if len(case.mask) == 1 and case.mask[0].kind == "volume":
+        mask = read_mask(case.mask[0].path, volume, catalog.classes, case.image.root)
+    else:
+        mask, notes = combine(annotations_of(case, volume, catalog), catalog.classes, volume.shape, catalog.labels)
+    if catalog.labels.empty == "quarantine" and not mask.any():
+        raise SourceError("nothing is marked in this image (labels.empty=keep keeps such cases)")
+    return replace(volume, notes=(*volume.notes, *notes, *doubts(mask, catalog.classes))), mask
+
+
+def annotations_of(case: Case, volume: Volume, catalog: Catalog) -> tuple[Annotation, ...]:
+    """What each file says of the case's image, in the order of ``case.mask``.
+
+    Raises:
+        SourceError: one of them can not be used.
+    """
+    found = []
+    for file in case.mask:
+        if file.kind == "volume":
+            mask = read_mask(file.path, volume, catalog.classes, case.image.root)
+            layers = tuple(from_mask(label, mask == value) for value, label in enumerate(catalog.classes) if value)
+            annotation = Annotation(layers)
+        elif file.kind == "rtstruct":
+            uid = case.image.uid if isinstance(case.image, SeriesFiles) else ""
+            annotation = read_rtstruct(file.path, volume, uid, case.image.root)
+        else:
+            annotation = read_seg(file.path, volume, case.image.root)
+        found.append(replace(annotation, annotator=file.annotator))
+    return tuple(found)
+
+
+def _codes(segmentations: Iterable[SegFile]) -> tuple[str, ...]:
+    """Labels that mean different things in different files, or nearly the same under two names."""
+    codes: dict[str, set[str]] = {}
+    for file in set(segmentations):
+        for number, label in enumerate(file.labels):
+            if label and not is_background(label):
+                codes.setdefault(label, set()).add(file.codes[number] if number < len(file.codes) else "")
+    notes = []
+    for label, found in sorted(codes.items()):
+        if len(found - {""}) > 1:
+            notes.append(f"'{label}' stands for different things: it has the codes {', '.join(sorted(found - {''}))}")
+    alike: dict[str, list[str]] = {}
+    for label in sorted(codes):
+        alike.setdefault(" ".join(label.lower().replace("_", " ").split()), []).append(label)
+    notes += [f"{', '.join(same)}: different classes that differ in spelling only" for same in alike.values() if len(same) > 1]
+    return tuple(notes)
 
 
 def _what(root: Path) -> str:
@@ -170,23 +244,24 @@ def _labels(root: Path, labels_csv: Path | None, task: str | None, has_masks: bo
 
 
 def _from_dicom(dicom: DicomScan, nifti: NiftiScan, task: str) -> tuple[list[Case], tuple[str, ...], list[Rejected]]:
-    masks: dict[str, list[Path]] = {}
+    masks: dict[str, list[SegFile]] = {}
     rejected: list[Rejected] = []
     labels: list[str] = []
     known = {series.uid for series in dicom.series}
     for seg in dicom.segmentations if task == "segmentation" else ():
         found = [uid for uid in seg.series if uid in known]
         if not found:
-            rejected.append(Rejected(relative(seg.path, seg.root), "DICOM SEG of a series that is not in this folder"))
+            what = "RTSTRUCT" if seg.kind == "rtstruct" else "DICOM SEG"
+            rejected.append(Rejected(relative(seg.path, seg.root), f"{what} of a series that is not in this folder"))
             continue
         labels += seg.labels
         for uid in found:
-            masks.setdefault(uid, []).append(seg.path)
+            masks.setdefault(uid, []).append(seg)
     cases = []
     for series in dicom.series:
         if task == "segmentation" and series.uid not in masks:
             rejected.append(
-                Rejected(_place(series), "no mask: no DICOM SEG refers to this series (--task unlabelled keeps such series)")
+                Rejected(_place(series), "no mask: no DICOM SEG or RTSTRUCT refers to this series (--task unlabelled keeps such series)")
             )
             continue
         mask = tuple(masks.get(series.uid, ()))
@@ -203,7 +278,7 @@ def _from_nifti(dicom: DicomScan, nifti: NiftiScan, task: str) -> tuple[list[Cas
         if task == "segmentation" and item.label is None:
             rejected.append(Rejected(_place(item), "no mask of this name in labelsTr (--task unlabelled keeps such images)"))
             continue
-        mask = (item.label,) if task == "segmentation" and item.label is not None else ()
+        mask = (SegFile(item.label, (), (), item.root, "volume"),) if task == "segmentation" and item.label is not None else ()
         cases.append(Case(item.name, item.name, item.modality, None, "nifti", item, mask))
     if task == "segmentation" and len(nifti.classes) < 2:
         raise SourceError("dataset.json: labels: expected the background and at least one class")

@@ -88,9 +88,11 @@ class SeriesFiles:
 
 @dataclass(frozen=True)
 class SegFile:
-    """A DICOM SEG or RTSTRUCT object: the series that it refers to, and the labels of its segments or regions.
+    """A DICOM SEG or RTSTRUCT object, or a mask volume: the series that it refers to, and its labels.
 
     Attributes:
+        kind: "seg", "rtstruct" or "volume".
+        codes: of SEG, for each label its code, "" if it has none.
         annotator: raw name of who made it: for memory only, never written.
         review: ApprovalStatus, "" if none.
     """
@@ -100,6 +102,7 @@ class SegFile:
     labels: tuple[str, ...]
     root: Path = Path()
     kind: str = "seg"
+    codes: tuple[str, ...] = ()
     annotator: str = field(default="", repr=False)
     review: str = ""
 
@@ -168,6 +171,7 @@ def group_headers(headers: Iterable[Header], root: Path) -> DicomScan:
                     header.labels,
                     root,
                     header.kind,
+                    header.codes,
                     header.annotator,
                     header.review,
                 )

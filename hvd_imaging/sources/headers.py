@@ -56,6 +56,7 @@ class Header:
         tiles: number of tiles of a Siemens mosaic, else 0.
         references: SeriesInstanceUIDs that a SEG or RTSTRUCT refers to.
         labels: segment labels or ROI names.
+        codes: of SEG, for each label its code ("SCT:39607008"), "" if it has none.
         annotator, review: who made it, and ApprovalStatus.
     """
 
@@ -97,6 +98,7 @@ class Header:
     notes: tuple[str, ...] = ()
     references: tuple[str, ...] = field(default=(), repr=False)
     labels: tuple[str, ...] = ()
+    codes: tuple[str, ...] = ()
     annotator: str = field(default="", repr=False)
     review: str = ""
 
@@ -129,6 +131,8 @@ CROSS_SECTIONS = frozenset(
 """CT, MR and PET, classic, enhanced and converted, and RT Dose: without a place of each frame they are of no use."""
 _RT_DOSE = "1.2.840.10008.5.1.4.1.1.481.2"
 _SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
+LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
+"""Label Map Segmentation Storage."""
 
 
 @quiet()
@@ -238,7 +242,7 @@ def _describe(
         burned_in=text("BurnedInAnnotation"),
         size=size,
     )
-    if kind in (SegmentationStorage, RTStructureSetStorage):
+    if kind in (SegmentationStorage, LABEL_MAP, RTStructureSetStorage):
         assert dataset is not None
         return _labels(path, root, dataset, known)
     if rows < 0:
@@ -278,9 +282,10 @@ def _labels(path: Path, root: Path, dataset: pydicom.Dataset, known: dict[str, A
     names = [str(dataset.get(tag) or "").strip() for tag in ("ContentCreatorName", "OperatorsName")]
     known["annotator"] = names[0] or names[1]
     known["review"] = str(dataset.get("ApprovalStatus") or "")
-    if known["sop_class"] == SegmentationStorage:
+    if known["sop_class"] in (SegmentationStorage, LABEL_MAP):
         known["references"] = tuple(str(item.SeriesInstanceUID) for item in dataset.get("ReferencedSeriesSequence", []))
         known["labels"] = tuple(str(item.SegmentLabel).strip() for item in dataset.get("SegmentSequence", []))
+        known["codes"] = tuple(map(_code, dataset.get("SegmentSequence", [])))
         if not known["references"]:
             return Header(path, root, "rejected", reason="DICOM SEG without ReferencedSeriesSequence")
         return Header(path, root, "seg", **known)
@@ -298,6 +303,15 @@ def _labels(path: Path, root: Path, dataset: pydicom.Dataset, known: dict[str, A
     if not known["references"]:
         return Header(path, root, "rejected", reason="RTSTRUCT that names no series (no RTReferencedSeriesSequence)")
     return Header(path, root, "rtstruct", **known)
+
+
+def _code(segment: pydicom.Dataset) -> str:
+    """What kind of thing a segment is, as scheme and value."""
+    for item in segment.get("SegmentedPropertyTypeCodeSequence") or []:
+        value = item.get("CodeValue") or item.get("LongCodeValue") or item.get("URNCodeValue")
+        if value:
+            return f"{item.get('CodingSchemeDesignator') or ''}:{value}"
+    return ""
 
 
 def _place(values: Plain | Parsed, known: dict[str, Any]) -> dict[str, Any]:
