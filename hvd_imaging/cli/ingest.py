@@ -11,6 +11,8 @@ import click
     epilog="""\b
 Examples:
   hvd-imaging ingest archive dataset
+  hvd-imaging ingest archive.zip dataset
+  hvd-imaging ingest "https://pacs.example/dicom-web?Modality=CT&StudyDate=2020" dataset
   hvd-imaging ingest archive dataset --task classification --labels labels.csv
   hvd-imaging ingest archive dataset --set preprocess.spacing=[2,1,1] --set preprocess.crop=body
   mpirun -np 8 hvd-imaging ingest archive dataset
@@ -22,7 +24,7 @@ The pseudonym key is DATASET.key beside the dataset: keep both secret, and keep 
 A killed ingest, started again with the same settings, goes on where it was.
 """
 )
-@click.argument("src", type=click.Path(path_type=Path))
+@click.argument("src")
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.option(
     "--task",
@@ -41,7 +43,7 @@ A killed ingest, started again with the same settings, goes on where it was.
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
-    src: Path,
+    src: str,
     dataset: Path,
     task: str | None,
     labels: Path | None,
@@ -52,7 +54,7 @@ def command(
 ) -> None:
     """Make the dataset DATASET from the DICOM or NIfTI files in SRC, alone or on many ranks.
 
-    SRC is searched in all its folders; DATASET must not exist yet, or be empty. No identifier enters DATASET.
+    SRC is a folder, a ZIP, a TAR, a DICOMDIR file or the address of a DICOMweb server, and is searched in all its folders. DATASET must not exist yet, or be empty. No identifier enters DATASET.
     """
     from ..bootstrap import keep_freed_memory
     from ..communicator import connect

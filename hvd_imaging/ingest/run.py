@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -27,9 +27,11 @@ from ..shards.manifest import Manifest, Sample, ShardFile, Storage
 from ..shards.reader import ShardReader
 from ..shards.split import read_frozen
 from ..shards.writer import Record, publish, refuse_existing, settle, write_shard
+from ..sources import archives
 from ..sources import catalog as sources
+from ..sources.archives import Opened
 from ..sources.catalog import Catalog
-from ..sources.dicom import DicomScan
+from ..sources.dicom import DicomScan, Rejected
 from . import prepare
 from .parent import check_key, key_mark, key_place
 from .plan import (
@@ -83,7 +85,7 @@ def ingest(
     """Make a dataset. All ranks call it together, and each gets the result.
 
     Args:
-        src: folder with DICOM files or NIfTI volumes.
+        src: folder with DICOM files or NIfTI volumes, or another archive that `sources.archives` opens.
         dataset: the folder to make; its parent must be shared by all ranks.
         labels_csv: labels for classification.
         task: "segmentation", "classification" or "unlabelled"; None: what the labels found tell.
@@ -97,7 +99,7 @@ def ingest(
             Or the parent has no manifest, or was made with another key, or for another task.
         SetupError: the key file can not be used.
     """
-    src, dataset = Path(src), Path(dataset)
+    dataset = Path(dataset)
     if not dataset.name:
         raise on_all_ranks(DatasetError(f"DATASET: expected the name of a new folder, found '{dataset}'"))
     communicator = communicator or Alone()
@@ -110,8 +112,7 @@ def ingest(
             if not world.is_root:
                 return None
             refuse_existing(dataset)
-            if not src.is_dir():
-                raise SourceError(f"{src}: expected a folder with DICOM or NIfTI files, found {'a file' if src.exists() else 'nothing'}")
+            archives.kind_of(src)
             before = Before(Path(parent), manifests.load(parent)) if parent is not None else None
             settings = inherit(config, before.manifest) if before is not None else config
             frozen = read_frozen(settings.split.frozen) if settings.split.frozen else frozenset()
@@ -124,14 +125,23 @@ def ingest(
 
         key_path, key_text, before, config, frozen = communicator.broadcast(together(communicator, start))
         key = bytes.fromhex(key_text)
-        redactor = Redactor(key, src)
+
+        def open_archive() -> Opened | None:
+            if not world.is_root:
+                return None
+            with show("opening the archive", "instances" if archives.is_address(src) else "bytes") as report:
+                return archives.opened(src, workspace.source, report)
+
         try:
+            archive: Opened = communicator.broadcast(together(communicator, open_archive))
+            redactor = Redactor(key, archive.folder, archives.shown(src))
             result = _build(
-                src, dataset, workspace, key, redactor, config, labels_csv, task, communicator, show, key_path, before, frozen
-            )
+                archive.folder, dataset, workspace, key, redactor, config, labels_csv, task, communicator, show, key_path, before,
+                frozen, archive.refused,
+            )  # fmt: skip
         except BaseException:
-            # Every way out of _build has passed a collective call: no rank writes any more.
-            if world.is_root and not workspace.prepared():
+            # Every way out of here has passed a collective call: no rank writes any more.
+            if world.is_root and not workspace.prepared() and not archives.worth_keeping(workspace.source):
                 workspace.remove()
             raise
         if world.is_root:
@@ -153,6 +163,7 @@ def _build(
     key_path: Path,
     before: Before | None,
     frozen: frozenset[str],
+    refused: Sequence[Rejected] = (),
 ) -> IngestResult:
     world = communicator.world
     with show("reading headers", "files") as report:
@@ -188,6 +199,7 @@ def _build(
     staged = sorted((item for part in parts for item in part), key=lambda item: item.index)
     staged = refuse_minority(refuse_repeated(staged))
     quarantined = [Quarantined(redactor.reference(src / item.path), redactor.text(item.reason, [src / item.path])) for item in catalog.rejected]
+    quarantined += [Quarantined(redactor.reference(item.path), item.reason) for item in refused]
     quarantined += [Quarantined(item.path, item.reason) for item in staged if item.sample is None]
     notes = [Note(item.folder, note) for item in staged for note in item.notes]
     notes += [Note(".", note) for note in catalog.notes]
@@ -293,5 +305,5 @@ def _catalog(
         check_config(found, config)
     except SourceError as error:
         names = [src / rejected.path for rejected in dicom.rejected]
-        raise SourceError(redactor.text(str(error), names).replace("SRC", str(src), 1)) from None
+        raise SourceError(redactor.text(str(error), names).replace("SRC", redactor.shown, 1)) from None
     return found

@@ -21,13 +21,14 @@ from .plan import Staged
 
 
 class Workspace:
-    """``.<name>.building`` beside the dataset: prepared cases in ``staging``, shards in ``dataset``."""
+    """``.<name>.building`` beside the dataset: prepared cases in ``staging``, shards in ``dataset``, an unpacked archive in ``source``."""
 
     def __init__(self, dataset: Path) -> None:
         self._dataset = dataset
         self.folder = dataset.with_name(f".{dataset.name}.building")
         self.staging = self.folder / "staging"
         self.built = self.folder / "dataset"
+        self.source = self.folder / "source"
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:

@@ -24,11 +24,13 @@ class Redactor:
     Args:
         key: the pseudonym key; without it nobody can test whether a reference stands for a path.
         root: the archive's folder. A path's reference depends on its place below ``root`` only.
+        shown: what the user calls the archive, where that is not its folder.
     """
 
-    def __init__(self, key: bytes, root: str | os.PathLike[str]) -> None:
+    def __init__(self, key: bytes, root: str | os.PathLike[str], shown: str = "") -> None:
         self._key = key
         self._root = Path(root)
+        self.shown = shown or str(root)
         self.known: dict[str, str] = {}
         """Every reference given so far -> path relative to the root; what `save` writes."""
 
