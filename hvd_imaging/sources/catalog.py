@@ -15,7 +15,7 @@ from ..volume import Volume
 from .dicom import DicomScan, Rejected, SegFile, SeriesFiles, Units, read_series, relative, scan_dicom
 from .labels import Annotation, LabelTable, read_labels_csv, read_mask, read_rtstruct, read_seg, seg_classes
 from .labels.checks import doubts
-from .labels.consensus import combine
+from .labels.consensus import check_method, combine
 from .labels.layers import BACKGROUND, from_mask, is_background
 from .nifti import NiftiCase, NiftiScan, read_case, scan_nifti
 
@@ -132,14 +132,17 @@ def scan(
 
 
 def choose(catalog: Catalog, config: LabelsConfig) -> Catalog:
-    """The catalog with the classes that ``config`` wants, and its way to make masks. Pure.
+    """The catalog with the classes that ``config`` wants, and its way to make masks.
 
     Raises:
         SourceError: a name that no annotation has, or more classes than a mask can hold.
+        SetupError: there are several annotators, and what finds their consensus is not installed.
     """
     catalog = replace(catalog, labels=config)
     if catalog.task != "segmentation":
         return catalog
+    if any(len(case.mask) > 1 for case in catalog.cases):
+        check_method(config.consensus)
     if config.names is not None:
         missing = [name for name in config.names if name not in catalog.classes]
         if missing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 
 import numpy as np
@@ -82,14 +83,21 @@ def combine(
     return mask, tuple(notes)
 
 
+def check_method(method: str) -> None:
+    """What the method needs is installed.
+
+    Raises:
+        SetupError: it is not.
+    """
+    if method == "staple" and importlib.util.find_spec("SimpleITK") is None:
+        raise SetupError("labels.consensus=staple needs SimpleITK: `pip install hvd_imaging[dicom]`, or take majority")
+
+
 def _staple(stack: Sequence[np.ndarray]) -> np.ndarray:
     """STAPLE (Warfield et al. 2004) in the box around all opinions: voxels of probability one half or more."""
-    try:
-        import SimpleITK
-    except ImportError as error:
-        raise SetupError(
-            "labels.consensus=staple needs SimpleITK: `pip install hvd_imaging[dicom]`, or take majority"
-        ) from error
+    check_method("staple")
+    import SimpleITK
+
     # A margin, so that there is background to learn from.
     images = [SimpleITK.GetImageFromArray(np.pad(each, 1).astype(np.uint8)) for each in stack]
     probability = SimpleITK.GetArrayFromImage(SimpleITK.STAPLE(images, 1.0))
