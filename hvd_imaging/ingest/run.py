@@ -129,7 +129,9 @@ def ingest(
         def open_archive() -> Opened | None:
             if not world.is_root:
                 return None
-            with show("opening the archive", "instances" if archives.is_address(src) else "bytes") as report:
+            if Path(src).is_dir():
+                return Opened(Path(src))
+            with show(*("fetching", "instances") if archives.is_address(src) else ("unpacking", "bytes")) as report:
                 return archives.opened(src, workspace.source, report)
 
         try:
