@@ -27,6 +27,7 @@ from ..shards.reader import ShardReader
 from ..shards.writer import Record, describe
 from ..sources import catalog as sources
 from ..sources.catalog import Case, Catalog
+from ..sources.nrrd import detached
 from ..volume import Volume
 from .plan import Before, Staged, stored_bytes
 from .workspace import Workspace
@@ -48,7 +49,8 @@ class Job:
 
 def files_of(case: Case) -> tuple[Path, ...]:
     """All files that make the case: image, then masks."""
-    return (*case.image.files, *(file.path for file in case.mask))
+    named = (*case.image.files, *(file.path for file in case.mask))
+    return (*named, *(data for path in named if (data := detached(path)) is not None))
 
 
 def stage(index: int, job: Job, workspace: Workspace, redactor: Redactor) -> Staged:

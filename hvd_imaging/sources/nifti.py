@@ -1,4 +1,4 @@
-"""NIfTI volumes, alone or in the folder layouts of the Medical Segmentation Decathlon (MSD) and of nnU-Net.
+"""NIfTI and NRRD volumes, alone or in the folder layouts of the Medical Segmentation Decathlon (MSD) and of nnU-Net.
 
 A NIfTI array is indexed (W, H, D[, C]) in RAS+ mm; a `Volume` is (D, H, W[, C]) in LPS+ mm.
 """
@@ -20,9 +20,10 @@ import numpy as np
 from ..errors import SourceError
 from ..files import write_bytes
 from ..volume import Volume, flip_ras_lps, same_grid
+from . import nrrd
 from .dicom import Rejected, relative, walk
 
-SUFFIXES = (".nii.gz", ".nii")
+SUFFIXES = (".nii.gz", ".nii", *nrrd.SUFFIXES)
 DESCRIPTION = "dataset.json"
 
 
@@ -55,12 +56,12 @@ class NiftiScan:
 
 
 def stem(path: Path) -> str:
-    """The file name without .nii or .nii.gz."""
+    """The file name without .nii, .nii.gz, .nrrd, .seg.nrrd or .nhdr."""
     return next((path.name[: -len(s)] for s in SUFFIXES if path.name.lower().endswith(s)), path.name)
 
 
 def is_nifti_name(path: Path) -> bool:
-    """True for .nii and .nii.gz; not for the ``._name`` shadows that macOS leaves in archives."""
+    """True for NIfTI and NRRD; not for the ``._name`` shadows that macOS leaves in archives."""
     return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")
 
 
@@ -181,11 +182,13 @@ def parse_modality(channels: Any) -> str:
 
 
 def read_nifti(path: Path, root: Path = Path()) -> Volume:
-    """Read a NIfTI file as float32 ``(D, H, W)``, or ``(D, H, W, C)`` if it is 4D.
+    """Read a NIfTI or NRRD file as float32 ``(D, H, W)``, or ``(D, H, W, C)`` if it is 4D.
 
     Raises:
-        SourceError: not NIfTI, cut off, of another dimension, colour, or with an unusable affine.
+        SourceError: not NIfTI or NRRD, cut off, of another dimension, colour, or with an unusable affine.
     """
+    if nrrd.is_nrrd_name(path):
+        return nrrd.read_nrrd(path, root)
     name = relative(path, root)
     try:
         image = nibabel.load(path)
