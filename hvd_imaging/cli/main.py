@@ -21,6 +21,8 @@ from ..world import World, world_from_environment
 COMMANDS = {
     # name: the line that `hvd-imaging --help` shows; the module is hvd_imaging.cli.<name>
     "phantom": "Make a synthetic chest-CT DICOM archive.",
+    "fetch": "Fetch series from a DICOMweb server.",
+    "store": "Store DICOM files on a DICOMweb server.",
     "ingest": "Make a dataset from DICOM or NIfTI files.",
     "deidentify": "Make a copy of DICOM files that names nobody.",
     "dataset": "Look at a dataset, verify it, split it anew.",

@@ -121,7 +121,7 @@ def opened(src: str | Path, scratch: Path, report: Report = lambda done, total: 
         if kind == "web":
             from . import dicomweb
 
-            return store.finish(dicomweb.fetch(str(src), store.folder, report=report))
+            return store.finish(dicomweb.fetch(str(src), store.folder, report=report).refused)
         act = {"zip": _unzip, "tar": _untar, "dicomdir": _dicomdir}[kind]
         act(Path(src), store, report)
         return store.finish()

@@ -24,7 +24,7 @@ import pydicom
 from ..errors import ConfigError, SetupError, SourceError
 from ..files import atomic_path
 from .dicom import Rejected
-from .elements import quiet
+from .elements import looks_like_dicom, quiet, walk
 
 T = TypeVar("T")
 Query = tuple[tuple[str, str], ...]
@@ -287,7 +287,7 @@ class Server:
             except (OSError, MemoryError):
                 raise
             except Exception as error:  # the text may hold identifiers
-                raise Refused(f"what the server sent can not be read ({type(error).__name__})") from None
+                raise Refused(f"it can not be encoded for the way, or understood ({type(error).__name__})") from None
         if last.startswith("it answers"):
             raise Refused(f"{last}, after {self._attempts} attempts", 500)
         raise SourceError(
@@ -304,6 +304,24 @@ class Refused(Exception):
         self.status = status
 
 
+@dataclass(frozen=True)
+class Fetched:
+    """What `fetch` did.
+
+    Attributes:
+        series: that fit the query.
+        fetched, there: instances that came, and that stood there before.
+        bytes: that came.
+        refused: what could not be had: its path below the folder, which holds UIDs, and why.
+    """
+
+    series: int
+    fetched: int
+    there: int
+    bytes: int
+    refused: tuple[Rejected, ...] = field(default=(), repr=False)
+
+
 def fetch(
     url: str,
     out: Path,
@@ -312,7 +330,7 @@ def fetch(
     series_limit: int | None = None,
     report: Report = lambda done, total: None,
     server: Server | None = None,
-) -> tuple[Rejected, ...]:
+) -> Fetched:
     """All instances of the series that fit into ``out/<study>/<series>/<instance>.dcm``; those that stand there are not fetched.
 
     Args:
@@ -320,9 +338,6 @@ def fetch(
         access: None: from the environment (`environment_access`).
         series_limit: only the first so many series, in the order of their UIDs.
         report: told (done, total) instances.
-
-    Returns:
-        What could not be had: its path below ``out``, which holds UIDs, and why.
 
     Raises:
         ConfigError: of the address, the query or the credentials.
@@ -337,6 +352,8 @@ def fetch(
         found = server.series(asked)
     if not found:
         raise SourceError(f"{address.base}: no series fits the query; ask for less (--query), or check what these credentials may see")
+    for left in out.rglob(".*.part.dcm"):  # of a killed one
+        left.unlink()
     refused: list[Rejected] = []
     wanted: list[tuple[str, str, str]] = []
     for study, series in found[:series_limit]:
@@ -345,7 +362,7 @@ def fetch(
             continue
         with _whole(address, "search"):
             wanted += [(study, series, instance) for instance in server.instances(study, series)]
-    in_a_row = 0
+    in_a_row = there = fetched = size = 0
     for number, (study, series, instance) in enumerate(wanted):
         report(number, len(wanted))
         name = f"{study}/{series}/{instance}.dcm"
@@ -353,10 +370,11 @@ def fetch(
             refused.append(Rejected(f"{study}/{series}", "the server names an instance by what is no UID"))
             continue
         if (out / name).is_file():
+            there += 1
             continue
         try:
             server.fetch(study, series, instance, out / name)
-            in_a_row = 0
+            in_a_row, fetched, size = 0, fetched + 1, size + (out / name).stat().st_size
         except Refused as error:
             in_a_row += 1
             if in_a_row >= GIVE_UP:
@@ -366,7 +384,22 @@ def fetch(
                 ) from None
             refused.append(Rejected(name, str(error)))
     report(len(wanted), len(wanted))
-    return tuple(refused)
+    return Fetched(len(found[:series_limit]), fetched, there, size, tuple(refused))
+
+
+def storable(src: Path) -> tuple[list[Path], int]:
+    """The DICOM objects at or below ``src``, and how many other files there are; a DICOMDIR is none of an archive's objects."""
+    files = list(walk(src)) if src.is_dir() else [src]
+    found = []
+    for path in files:
+        try:
+            with open(path, "rb") as file:
+                start = file.read(132)
+        except OSError:
+            start = b""
+        if looks_like_dicom(start) and path.name.upper() != "DICOMDIR":
+            found.append(path)
+    return found, len(files) - len(found)
 
 
 def store(server: Server, files: Sequence[Path], report: Report = lambda done, total: None) -> tuple[tuple[Path, str], ...]:
