@@ -35,7 +35,7 @@ class Server:
         if shutil.which("Orthanc") is None or plugin is None:
             pytest.skip("no Orthanc with its DICOMweb plug-in (Debian: apt-get install orthanc orthanc-dicomweb)")
         self.folder, self.port = folder, free_port()
-        self.url = f"http://127.0.0.1:{self.port}/dicom-web"
+        self.url = f"http://localhost:{self.port}/dicom-web"
         folder.mkdir(parents=True, exist_ok=True)
         self.password_file = folder / "password"
         self.password_file.write_text(PASSWORD + "\n")
