@@ -303,7 +303,7 @@ def _catalog(
     """The cases of the archive; what is wrong with it as a whole is said without its files' names."""
     try:
         found = sources.scan(src, None if labels_csv is None else Path(labels_csv), task, dicom=dicom)
-        found = sources.choose(found, config.labels)
+        found = sources.choose(found, config.labels, redactor.label)
         check_config(found, config)
     except SourceError as error:
         names = [src / rejected.path for rejected in dicom.rejected]

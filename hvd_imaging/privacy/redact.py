@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from . import vocabulary
+
 LEAST = 2
 """Folder names shorter than this stay in messages: a single letter names nobody, and replacing it garbles every word."""
 
@@ -49,6 +51,13 @@ class Redactor:
         """``folder-<10 hex>``; the root itself is ``.``."""
         relative = self.relative(path)
         return "." if relative == "." else self._refer("folder", relative)
+
+    def label(self, name: str) -> str:
+        """The name of a structure as `vocabulary.label` shows it; what it stands for is known like that of a file."""
+        shown = vocabulary.label(self._key, name)
+        if shown != name:
+            self.known[shown] = name
+        return shown
 
     def text(self, message: str, paths: Iterable[str | os.PathLike[str]]) -> str:
         """The message with every mention of these files replaced by their references.

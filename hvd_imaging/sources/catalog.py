@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -25,7 +25,7 @@ LABELS = "labels.csv"
 MOST_CLASSES = 256
 """Masks are uint8."""
 
-__all__ = ["LABELS", "TASKS", "Case", "Catalog", "Rejected", "annotations_of", "choose", "load_case", "scan"]
+__all__ = ["LABELS", "TASKS", "Case", "Catalog", "Rejected", "annotations_of", "choose", "load_case", "read_image", "scan"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ class Catalog:
         rejected: inputs that can not be used, with the reason.
         notes: what the user should know about the archive as a whole.
         labels: how annotations become masks.
+        names: of segments and regions -> of classes; what is not in it stays as it is.
     """
 
     task: str
@@ -68,6 +69,7 @@ class Catalog:
     rejected: tuple[Rejected, ...]
     notes: tuple[str, ...] = ()
     labels: LabelsConfig = field(default_factory=LabelsConfig)
+    names: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 def scan(
@@ -125,14 +127,17 @@ def scan(
             "dataset.json; use --task unlabelled for images alone"
         )
     rejected = sorted([*rejected, *dicom.rejected, *nifti.rejected], key=lambda item: item.path)
-    notes = dicom.notes
-    if task == "segmentation":
-        notes += _codes(seg for case in cases for seg in case.mask)
-    return Catalog(task, classes, tuple(sorted(cases, key=lambda case: case.source_id)), tuple(rejected), notes)
+    return Catalog(
+        task, classes, tuple(sorted(cases, key=lambda case: case.source_id)), tuple(rejected), dicom.notes
+    )
 
 
-def choose(catalog: Catalog, config: LabelsConfig) -> Catalog:
+def choose(catalog: Catalog, config: LabelsConfig, shown: Callable[[str], str] = str) -> Catalog:
     """The catalog with the classes that ``config`` wants, and its way to make masks.
+
+    Args:
+        shown: gives the name that stands for a segment's or region's own, which is free text and can hold a patient's. Names that
+            ``config`` lists stay as they are.
 
     Raises:
         SourceError: a name that no annotation has, or more classes than a mask can hold.
@@ -143,15 +148,19 @@ def choose(catalog: Catalog, config: LabelsConfig) -> Catalog:
         return catalog
     if any(len(case.mask) > 1 for case in catalog.cases):
         check_method(config.consensus)
-    if config.names is not None:
-        missing = [name for name in config.names if name not in catalog.classes]
+    volumes = any(case.kind == "nifti" for case in catalog.cases)
+    if config.names is not None and volumes:
+        raise SourceError("labels.names is for DICOM SEG and RTSTRUCT; masks as volumes have the classes of dataset.json")
+    if not volumes:
+        names = {name: name if name in (config.names or ()) else shown(name) for name in catalog.classes[1:]}
+        missing = [name for name in config.names or () if name not in names]
         if missing:
             raise SourceError(
-                f"labels.names: no annotation has {', '.join(missing)}; found: {', '.join(catalog.classes[1:]) or 'none'}"
+                f"labels.names: no annotation has {', '.join(missing)}; found: {', '.join(sorted(set(names.values()))) or 'none'}"
             )
-        if any(case.kind == "nifti" for case in catalog.cases):
-            raise SourceError("labels.names is for DICOM SEG and RTSTRUCT; masks as volumes have the classes of dataset.json")
-        catalog = replace(catalog, classes=(BACKGROUND, *config.names))
+        classes = seg_classes(names.values()) if config.names is None else (BACKGROUND, *config.names)
+        notes = _codes((seg for case in catalog.cases for seg in case.mask), names)
+        catalog = replace(catalog, classes=classes, names=names, notes=(*catalog.notes, *notes))
     if len(catalog.classes) > MOST_CLASSES:
         raise SourceError(
             f"{len(catalog.classes) - 1} different structures, expected at most {MOST_CLASSES - 1}; choose some with "
@@ -167,7 +176,7 @@ def load_case(case: Case, catalog: Catalog, units: Units = "hu") -> tuple[Volume
         SourceError: the image or the mask can not be used.
         SetupError: what decodes the image, or finds the consensus, is not installed.
     """
-    volume = read_case(case.image) if isinstance(case.image, NiftiCase) else read_series(case.image, units)
+    volume = read_image(case, units)
     if catalog.task != "segmentation":
         return volume, None
     notes: tuple[str, ...] = ()
@@ -178,6 +187,15 @@ def load_case(case: Case, catalog: Catalog, units: Units = "hu") -> tuple[Volume
     if catalog.labels.empty == "quarantine" and not mask.any():
         raise SourceError("nothing is marked in this image (labels.empty=keep keeps such cases)")
     return replace(volume, notes=(*volume.notes, *notes, *doubts(mask, catalog.classes))), mask
+
+
+def read_image(case: Case, units: Units = "hu") -> Volume:
+    """The case's image ``(D, H, W[, C])`` float32.
+
+    Raises:
+        SourceError: see `load_case`.
+    """
+    return read_case(case.image) if isinstance(case.image, NiftiCase) else read_series(case.image, units)
 
 
 def annotations_of(case: Case, volume: Volume, catalog: Catalog) -> tuple[Annotation, ...]:
@@ -194,20 +212,20 @@ def annotations_of(case: Case, volume: Volume, catalog: Catalog) -> tuple[Annota
             annotation = Annotation(layers)
         elif file.kind == "rtstruct":
             uid = case.image.uid if isinstance(case.image, SeriesFiles) else ""
-            annotation = read_rtstruct(file.path, volume, uid, case.image.root)
+            annotation = read_rtstruct(file.path, volume, uid, case.image.root, catalog.names)
         else:
-            annotation = read_seg(file.path, volume, case.image.root)
+            annotation = read_seg(file.path, volume, case.image.root, catalog.names)
         found.append(replace(annotation, annotator=file.annotator))
     return tuple(found)
 
 
-def _codes(segmentations: Iterable[SegFile]) -> tuple[str, ...]:
+def _codes(segmentations: Iterable[SegFile], names: Mapping[str, str]) -> tuple[str, ...]:
     """Labels that mean different things in different files, or nearly the same under two names."""
     codes: dict[str, set[str]] = {}
     for file in set(segmentations):
         for number, label in enumerate(file.labels):
             if label and not is_background(label):
-                codes.setdefault(label, set()).add(file.codes[number] if number < len(file.codes) else "")
+                codes.setdefault(names.get(label, label), set()).add(file.codes[number] if number < len(file.codes) else "")
     notes = []
     for label, found in sorted(codes.items()):
         if len(found - {""}) > 1:

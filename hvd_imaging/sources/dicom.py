@@ -99,7 +99,7 @@ class SegFile:
 
     path: Path
     series: tuple[str, ...] = field(repr=False)
-    labels: tuple[str, ...]
+    labels: tuple[str, ...] = field(repr=False)
     root: Path = Path()
     kind: str = "seg"
     codes: tuple[str, ...] = ()

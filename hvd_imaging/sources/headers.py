@@ -97,7 +97,7 @@ class Header:
     frames: tuple[Frame, ...] = ()
     notes: tuple[str, ...] = ()
     references: tuple[str, ...] = field(default=(), repr=False)
-    labels: tuple[str, ...] = ()
+    labels: tuple[str, ...] = field(default=(), repr=False)
     codes: tuple[str, ...] = ()
     annotator: str = field(default="", repr=False)
     review: str = ""

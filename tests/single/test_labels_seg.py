@@ -120,7 +120,7 @@ def test_one_label_with_two_codes_and_two_spellings_are_told(archive):
     write_seg(root / "s1", slices, {"mass": block(1), "Left Lung": block(2)})
     described(root / "s2", second, block(1).astype(np.uint8)[..., None], ["mass"], code=codes.SCT.Mass)
     described(root / "s3", second, block(2).astype(np.uint8)[..., None], ["left_lung"])
-    notes = catalog.scan(root).notes
+    notes = catalog.choose(catalog.scan(root), LabelsConfig()).notes
     assert notes == (
         "'mass' stands for different things: it has the codes SCT:39607008, SCT:4147007",
         "Left Lung, left_lung: different classes that differ in spelling only",
@@ -136,6 +136,24 @@ def test_names_choose_classes_and_their_order(archive):
     assert "1 structures that are no class of this dataset were left out" in volume.notes
     with pytest.raises(SourceError, match=r"labels\.names: no annotation has d; found: a, b, c"):
         catalog.choose(catalog.scan(root), LabelsConfig(names=["d"]))
+
+
+def test_names_of_structures_are_free_text_and_name_nobody(archive, tmp_path):
+    from hvd_imaging.privacy.redact import Redactor
+
+    root, slices = archive
+    write_seg(root / "seg", slices, {"Left lung": block(0), "GTV Mustermann": block(1)})
+    redactor = Redactor(b"k" * 32, root)
+    found = catalog.choose(catalog.scan(root), LabelsConfig(), redactor.label)
+    assert found.classes[:2] == ("background", "Left lung") and found.classes[2].startswith("label-")
+    assert redactor.known == {found.classes[2]: "GTV Mustermann"}
+    volume, mask = catalog.load_case(found.cases[0], found)
+    assert [int(m.max()) for m in mask] == [1, 2, 0, 0] and "Muster" not in str(volume.notes) + repr(found)
+    with pytest.raises(SourceError, match="no annotation has GTV; found: Left lung, label-") as caught:
+        catalog.choose(catalog.scan(root), LabelsConfig(names=["GTV"]), redactor.label)
+    assert "Muster" not in str(caught.value)
+    chosen = catalog.choose(catalog.scan(root), LabelsConfig(names=["GTV Mustermann"]), redactor.label)
+    assert chosen.classes == ("background", "GTV Mustermann")
 
 
 def test_empty_and_cut_masks(archive):

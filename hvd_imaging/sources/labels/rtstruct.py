@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "CLOSED_PLANAR_XOR")
 
 
 @quiet()
-def read_rtstruct(path: Path, image: Volume, series: str = "", root: Path = Path()) -> Annotation:
+def read_rtstruct(
+    path: Path, image: Volume, series: str = "", root: Path = Path(), shown: Mapping[str, str] | None = None
+) -> Annotation:
     """The regions of an RTSTRUCT on the grid of ``image``.
 
     A voxel belongs to a region if its centre lies inside an odd number of the region's contours of its slice: contours in
@@ -31,6 +33,7 @@ def read_rtstruct(path: Path, image: Volume, series: str = "", root: Path = Path
 
     Args:
         series: SeriesInstanceUID of ``image``; regions of another frame of reference than its own are left out.
+        shown: ROIName -> name of the layer and in messages; what is not in it stays as it is.
 
     Raises:
         SourceError: contours that do not lie in the planes of the series' slices, or a damaged file.
@@ -39,6 +42,7 @@ def read_rtstruct(path: Path, image: Volume, series: str = "", root: Path = Path
     try:
         dataset = read_dataset(path)
         names = {int(item.ROINumber): str(item.get("ROIName") or "").strip() for item in dataset.StructureSetROISequence}
+        names = {number: (shown or {}).get(name, name) for number, name in names.items()}
         places = {int(item.ROINumber): str(item.get("ReferencedFrameOfReferenceUID") or "") for item in dataset.StructureSetROISequence}
         regions = [(int(item.ReferencedROINumber), item) for item in dataset.get("ROIContourSequence") or []]
         frame = _frame_of(dataset, series)

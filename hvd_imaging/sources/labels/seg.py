@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,14 @@ def read_seg_mask(path: Path, image: Volume, classes: Sequence[str], root: Path 
 
 
 @quiet()
-def read_seg(path: Path, image: Volume, root: Path = Path()) -> Annotation:
+def read_seg(path: Path, image: Volume, root: Path = Path(), shown: Mapping[str, str] | None = None) -> Annotation:
     """The segments of a DICOM SEG on the grid of ``image``.
 
     Frames are placed by PlanePositionSequence, else by the source image that they name. Fractional segments (probability
     and occupancy) count from one half of MaximumFractionalValue. Segments of one label are united.
+
+    Args:
+        shown: SegmentLabel -> name of the layer and in messages; what is not in it stays as it is.
 
     Raises:
         SourceError: another geometry, frames of unknown place or segment, or unreadable.
@@ -56,6 +59,7 @@ def read_seg(path: Path, image: Volume, root: Path = Path()) -> Annotation:
         shared = (seg.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
         per_frame = list(seg.PerFrameFunctionalGroupsSequence)
         labels = {int(item.SegmentNumber): str(item.SegmentLabel).strip() for item in seg.SegmentSequence}
+        labels = {number: (shown or {}).get(label, label) for number, label in labels.items()}
         highest = float(seg.get("MaximumFractionalValue") or 255)
     except Exception as error:
         raise SourceError(f"{name}: DICOM SEG is damaged or truncated ({type(error).__name__})") from error
