@@ -5,19 +5,24 @@ if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
   echo "== no root or no apt-get: tests that need Debian packages may be skipped"
   exit 0
 fi
+install() {
+  echo "== apt-get install $*"
+  { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$@"; } \
+    >/dev/null 2>&1 || echo "== not installed: the tests that need them are skipped"
+}
 wanted=()
-for pair in redis-server:redis-server openssl:openssl tc:iproute2 shellcheck:shellcheck Orthanc:orthanc; do
+for pair in redis-server:redis-server openssl:openssl tc:iproute2 shellcheck:shellcheck; do
   command -v "${pair%%:*}" >/dev/null || wanted+=("${pair#*:}")
 done
 if [ ${#wanted[@]} -gt 0 ]; then
-  case " ${wanted[*]} " in *" orthanc "*) wanted+=(orthanc-dicomweb) ;; esac
-  echo "== apt-get install ${wanted[*]}"
-  # No package may start its service here: tests start servers of their own. Whoever has such a policy keeps it.
+  install "${wanted[@]}"
+fi
+if ! command -v Orthanc >/dev/null; then
+  # Its service must not start: the tests start servers of their own. A policy that is there stays.
   policy=/usr/sbin/policy-rc.d
   if [ ! -e "$policy" ]; then
     trap 'rm -f "$policy"' EXIT
     printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod 755 "$policy"
   fi
-  { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "${wanted[@]}"; } \
-    >/dev/null 2>&1 || echo "== not installed: the tests that need them are skipped"
+  install orthanc orthanc-dicomweb
 fi
