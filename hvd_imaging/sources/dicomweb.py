@@ -155,7 +155,7 @@ def check_query(pairs: Sequence[tuple[str, str]]) -> Query:
     ConfigError: a key that is no keyword or tag of DICOM.
     """
     for number, (key, _) in enumerate(pairs, 1):
-        known = pydicom.datadict.tag_for_keyword(key) is not None
+        known = key != "" and pydicom.datadict.tag_for_keyword(key) is not None
         if not known and re.fullmatch(r"[0-9A-Fa-f]{8}", key) is None:
             raise ConfigError(f"query, condition {number}: expected a keyword of DICOM (PatientID, StudyDate, Modality) or a tag of 8 digits")
     return tuple(pairs)
