@@ -9,8 +9,6 @@ import lzma
 import os
 import shutil
 import stat
-import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -18,13 +16,15 @@ from pathlib import Path
 import pydicom
 import pytest
 from pydicom.fileset import FileSet
+from test_ingest import Ranks
 
+from hvd_imaging.cli.main import cli
+from hvd_imaging.config import IngestConfig
 from hvd_imaging.errors import DatasetError, SourceError
+from hvd_imaging.ingest import ingest
 from hvd_imaging.sources import archives
 from hvd_imaging.sources.elements import quiet
 from hvd_imaging.sources.phantom import make_large_series
-
-COMMAND = [sys.executable, "-m", "hvd_imaging.cli.main"]
 
 
 @pytest.fixture(scope="module")
@@ -270,22 +270,27 @@ def test_a_dicomdir_gives_what_it_names(archive, medium, tmp_path):
     assert "outside" in reasons["../outside.dcm"] and "missing" in reasons["NO/SUCH"] and "leads out" in reasons["LINK"]
 
 
-def ingest(*args, code=0):
-    done = subprocess.run([*COMMAND, "ingest", *map(os.fspath, args)], capture_output=True, text=True, timeout=60)
-    assert done.returncode == code, (done.stdout, done.stderr)
-    assert "Traceback" not in done.stderr and "Doe" not in done.stdout + done.stderr
-    return done
+@pytest.fixture
+def run(capsys):
+    """`hvd-imaging ingest`, which must not name anybody."""
+
+    def act(*args, code=0) -> str:
+        found = cli.main(["ingest", *map(os.fspath, args)], standalone_mode=False) or 0
+        out, err = capsys.readouterr()
+        assert found == code and "Doe" not in out + err
+        return out
+
+    return act
 
 
-def test_ingest_of_an_archive_is_the_ingest_of_its_folder(archive, tmp_path):
+def test_ingest_of_an_archive_is_the_ingest_of_its_folder(archive, tmp_path, run):
     key = ("--key-file", tmp_path / "key", "--json")
-    from_folder = json.loads(ingest(archive, tmp_path / "a", *key).stdout)
+    from_folder = json.loads(run(archive, tmp_path / "a", *key))
     path = packed("zip", archive, tmp_path)
     with zipfile.ZipFile(path, "a") as file:
         file.writestr("../Doe_Jane_up", "x")
         file.writestr("Doe_Jane_0/broken.dcm", bytes(128) + b"DICM" + b"x" * 50)
-    done = ingest(path, tmp_path / "b", *key, code=10)
-    from_zip = json.loads(done.stdout)
+    from_zip = json.loads(run(path, tmp_path / "b", *key, code=10))
     assert from_zip["samples"] == from_folder["samples"] and len(from_zip["quarantined"]) == 2
     assert {item["path"][:5] for item in from_zip["quarantined"]} == {"file-"}
     known = json.loads((tmp_path / "b.files.json").read_text())
@@ -297,6 +302,22 @@ def test_ingest_of_an_archive_is_the_ingest_of_its_folder(archive, tmp_path):
 def test_ingest_of_an_archive_without_images_says_so_of_the_archive(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         file.writestr("Doe_Jane/readme.txt", "x")
-    done = ingest(tmp_path / "a.zip", tmp_path / "data", code=3)
-    assert str(tmp_path / "a.zip") in done.stderr and "building" not in done.stderr
+    with pytest.raises(SourceError) as caught:
+        ingest(tmp_path / "a.zip", tmp_path / "data", IngestConfig())
+    assert str(tmp_path / "a.zip") in str(caught.value) and "building" not in str(caught.value) and "Doe" not in str(caught.value)
     assert not (tmp_path / ".data.building").exists()
+
+
+def test_one_rank_unpacks_for_all(archive, tmp_path, monkeypatch):
+    path, opened, calls = packed("zip", archive, tmp_path), archives.opened, []
+    monkeypatch.setattr(archives, "opened", lambda *args: calls.append(args) or opened(*args))
+    alone = ingest(path, tmp_path / "alone", IngestConfig(), key_file=tmp_path / "key")
+    found = Ranks(3).run(lambda rank: ingest(path, tmp_path / "data", IngestConfig(), key_file=tmp_path / "key", communicator=rank))
+    assert {result.manifest.hash() for result in found} == {alone.manifest.hash()} and len(calls) == 2
+    # What is wrong with it is said alike on all ranks.
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("more", bytes(100))
+    monkeypatch.setattr(archives, "MOST_MEMBERS", 3)
+    errors = Ranks(3).run(lambda rank: ingest(path, tmp_path / "other", IngestConfig(), communicator=rank))
+    assert {type(error) for error in errors} == {SourceError} and len({str(error) for error in errors}) == 1
+    assert "rank 0: " in str(errors[0]) and not (tmp_path / ".other.building").exists()
