@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import dataset_sign, dataset_versions
+from . import dataset_audit, dataset_sign, dataset_versions
 
 if TYPE_CHECKING:
     from ..shards.manifest import Manifest
@@ -26,10 +26,10 @@ Examples:
 """
 )
 def command() -> None:
-    """Look at a dataset, check it, split it anew, compare its versions."""
+    """Look at a dataset: verify, audit, sign, split it, compare its versions."""
 
 
-for _verb in (dataset_versions.log, dataset_versions.diff, dataset_versions.checkout, dataset_sign.sign):
+for _verb in (dataset_versions.log, dataset_versions.diff, dataset_versions.checkout, dataset_sign.sign, dataset_audit.audit):
     command.add_command(_verb)
 
 
