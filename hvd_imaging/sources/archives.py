@@ -27,7 +27,7 @@ from typing import IO, Any, Literal, cast
 
 import pydicom
 
-from ..errors import DatasetError, SourceError
+from ..errors import DatasetError, HvdImagingError, SourceError
 from ..files import write_json
 from .dicom import Rejected
 from .elements import quiet
@@ -93,8 +93,8 @@ def kind_of(src: str | Path) -> Kind:
             return "zip"
         if _is_tar(path):
             return "tar"
-    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise SourceError(f"{src}: can not be read ({type(error).__name__}); expected {ACCEPTED}") from None
+    except OSError as error:
+        raise SourceError(f"{src}: can not be read ({error.strerror}); expected {ACCEPTED}") from None
     raise SourceError(f"{src}: expected {ACCEPTED}; found a file that is none of them")
 
 
@@ -241,10 +241,10 @@ class _Damaged(Exception):
 def _unzip(path: Path, store: _Store, report: Report) -> None:
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+    except Exception as error:  # of many classes, for a damaged directory
         raise SourceError(f"{path}: damaged or not a whole ZIP ({type(error).__name__}); copy it again") from None
     with archive:
-        members = [member for member in archive.infolist() if not member.is_dir()]
+        members = [member for member in archive.infolist() if not member.filename.endswith("/")]
         if any(member.flag_bits & 1 for member in members):
             raise SourceError(f"{path}: holds encrypted members; unpack it with its password into a folder and give that")
         total, packed = sum(member.file_size for member in members), path.stat().st_size
@@ -265,12 +265,19 @@ def _unzip(path: Path, store: _Store, report: Report) -> None:
             if _stands(target, member.file_size, mtime) and _crc(target) == member.CRC:
                 continue
             try:
-                with archive.open(member) as file:
-                    store.write(target, member.file_size, mtime, iter(lambda file=file: file.read(_PIECE), b""))  # type: ignore[misc]
-            except NotImplementedError:
-                store.refuse(member.filename, f"compressed by method {member.compress_type} of ZIP, which can not be read here")
-            except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, _Damaged):
-                store.refuse(member.filename, "damaged in the archive: it can not be unpacked, or its check sum is another")
+                store.write(target, member.file_size, mtime, _pieces(archive, member))
+            except _Damaged:
+                store.refuse(member.filename, f"damaged in the archive, or packed in a way that can not be read here (ZIP method {member.compress_type})")
+
+
+def _pieces(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
+    """The content. Whatever goes wrong is the member's fault: errors of writing come from elsewhere."""
+    try:
+        with archive.open(member) as file:
+            while piece := file.read(_PIECE):
+                yield piece
+    except Exception:
+        raise _Damaged from None
 
 
 def _untar(path: Path, store: _Store, report: Report) -> None:
@@ -288,7 +295,9 @@ def _untar(path: Path, store: _Store, report: Report) -> None:
                     _take(archive, member, path, store)
                     archive.members = []  # type: ignore[attr-defined]  # tarfile keeps all it has seen
                 end = source.at(archive.offset)
-        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, _Damaged, ValueError) as error:
+        except (HvdImagingError, OSError):
+            raise
+        except Exception as error:  # of many classes, for a damaged header or stream
             raise SourceError(f"{path}: damaged or cut off ({type(error).__name__}); copy it again") from None
         # tarfile takes a damaged header for the end.
         if len(end) < 512 or any(end):
@@ -340,7 +349,10 @@ class _Limited:
         self._most = self.count + more
 
     def read(self, size: int) -> bytes:
-        data = self._file.read(size)
+        try:
+            data = self._file.read(size)
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise SourceError(f"{self._path}: damaged or cut off ({type(error).__name__}); copy it again") from None
         self.count += len(data)
         self._tail = [*self._tail[-1:], data]
         if self.count > self._most + 4 * self.BLOCK:

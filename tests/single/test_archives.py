@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
@@ -13,6 +14,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pydicom
 import pytest
 from pydicom.fileset import FileSet
@@ -96,7 +98,7 @@ NAMES = ["../up", "/absolute", "C:\\drive", "a/../../up", "good/one", "good/one"
 def test_zip_members_that_lead_out_or_are_no_files_are_set_aside(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         for name in NAMES:
-            with pytest.warns(UserWarning) if name in file.namelist() else _nothing():
+            with pytest.warns(UserWarning) if name in file.namelist() else contextlib.nullcontext():
                 file.writestr(name, name)
         link = zipfile.ZipInfo("link")
         link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
@@ -126,12 +128,6 @@ def test_tar_members_that_lead_out_or_are_no_files_are_set_aside(tmp_path):
     assert content(tmp_path / "deep/scratch/files") == {"good/one": b"good/one", "good/two": b"two"}
     assert len(found.refused) == len(NAMES) - 1 + 4
     assert {path.name for path in (tmp_path / "deep").iterdir()} == {"scratch"}
-
-
-def _nothing():
-    import contextlib
-
-    return contextlib.nullcontext()
 
 
 def bomb(kind: str, path: Path) -> Path:
@@ -321,3 +317,24 @@ def test_one_rank_unpacks_for_all(archive, tmp_path, monkeypatch):
     errors = Ranks(3).run(lambda rank: ingest(path, tmp_path / "other", IngestConfig(), communicator=rank))
     assert {type(error) for error in errors} == {SourceError} and len({str(error) for error in errors}) == 1
     assert "rank 0: " in str(errors[0]) and not (tmp_path / ".other.building").exists()
+
+
+def test_mutated_archives_are_read_or_refused(archive, medium, tmp_path):
+    """Fixed seed; whatever a byte may be, no other error than ours, and nothing outside of the scratch folder."""
+    random = np.random.default_rng(0)
+    kinds = [(tmp_path / "mutated", packed(kind, archive, tmp_path).read_bytes()) for kind in ("zip", "tar", "gztar", "xztar")]
+    kinds.append((medium / "DICOMDIR", (medium / "DICOMDIR").read_bytes()))
+    before = set(tmp_path.iterdir())
+    for number in range(250):
+        path, data = kinds[number % len(kinds)][0], bytearray(kinds[number % len(kinds)][1])
+        for _ in range(random.integers(1, 5)):
+            at = int(random.integers(min(len(data), int(random.choice([600, len(data)])))))
+            at = len(data) - 1 - at if random.random() < 0.3 else at
+            if random.random() < 0.8:
+                data[at] = int(random.integers(256))
+            else:
+                del data[at : at + int(random.integers(1, 600))]
+        path.write_bytes(data)
+        with contextlib.suppress(SourceError, DatasetError):
+            archives.opened(path, tmp_path / "scratch")
+    assert set(tmp_path.iterdir()) - before <= {tmp_path / "scratch", tmp_path / "mutated"}
