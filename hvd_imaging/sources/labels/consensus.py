@@ -83,6 +83,12 @@ def combine(
     return mask, tuple(notes)
 
 
+def dice(a: Layer, b: Layer) -> float | None:
+    """Twice the common voxels by the sum of both; None if both are empty. Pure."""
+    total = a.voxels + b.voxels
+    return 2 * overlap(a, b) / total if total else None
+
+
 def check_method(method: str) -> None:
     """What the method needs is installed.
 
