@@ -19,7 +19,7 @@ from ..shards import manifest as manifests
 from ..shards import schema, versions
 from ..shards.chunks import plan_layout
 from ..shards.manifest import Manifest, Sample
-from ..shards.split import assign, patients_of
+from ..shards.split import assign, patients_of, refuse_mixed_rules
 from ..shards.writer import MEGABYTE
 from ..sources.catalog import Catalog
 
@@ -183,6 +183,7 @@ def compose(
 
     Raises:
         SourceError: no sample is left.
+        ConfigError: a rule of splits that can not be followed.
     """
     ready = sorted(((item.sample, item.bytes) for item in staged if item.sample is not None), key=lambda x: x[0].id)
     if not ready:
@@ -197,6 +198,7 @@ def compose(
         splits = assign(people, split, frozen)
     else:
         known = {sample.patient: sample.split for sample in old.samples}
+        refuse_mixed_rules(old.split, split)
         frozen = {*frozen, *(patient for patient, name in known.items() if name == "test")}
         splits = assign(people, split, frozen, known if old.split == split else None)
     change = None if old is None else versions.plan(old, samples.values())

@@ -61,7 +61,7 @@ def assign(
     exist; with `stratify` each stratum gives its part, rounded. By site, the shares are kept as well as whole sites allow.
 
     Args:
-        frozen: pseudonyms that are test. If one of them is there, nobody else becomes test.
+        frozen: pseudonyms that are test. If one of them is there, nobody else becomes test, but by site their whole sites.
         before: earlier splits, which stay: patients who are not in it share what is left of validation's part.
 
     Raises:
@@ -78,8 +78,8 @@ def assign(
     if before is not None:
         result |= {id: before[id] for id in known if id not in result and before.get(id) in ("train", "val")}
     units = _units([known[id] for id in sorted(known) if id not in result], config)
-    if before is not None:
-        units, tied = _follow(units, result, known, config)
+    if config.by == "site":
+        units, tied = _follow(units, result, known)
         result |= tied
     test = 0 if has_frozen or before is not None else _wanted(config.test, len(known))
     chosen, units = _take(units, test, config)
@@ -95,6 +95,19 @@ def assign(
     result |= dict.fromkeys(chosen, "val")
     result |= {patient.id: "train" for unit in units for patient in unit}
     return result
+
+
+def refuse_mixed_rules(before: SplitConfig, now: SplitConfig) -> None:
+    """Test patients who stay must have been chosen by site, if sites are to stay whole.
+
+    Raises:
+        ConfigError: they were not.
+    """
+    if now.by == "site" and before.by != "site":
+        raise ConfigError(
+            f"split.by=site: the test patients of this dataset were chosen by {before.by}, from all sites; "
+            "`hvd-imaging dataset split --by site --test SHARE` chooses test sites anew"
+        )
 
 
 def resplit(manifest: Manifest, config: SplitConfig, frozen: Collection[str] = ()) -> Manifest:
@@ -169,14 +182,10 @@ def _units(patients: Sequence[Patient], config: SplitConfig) -> list[Unit]:
     return sorted(units, key=lambda unit: _rank(config, min((s for p in unit for s in p.sites), default=unit[0].id)))
 
 
-def _follow(
-    units: list[Unit], result: Assignment, known: Mapping[str, Patient], config: SplitConfig
-) -> tuple[list[Unit], Assignment]:
-    """By site: new patients go where their site is already."""
-    if config.by != "site":
-        return units, {}
+def _follow(units: list[Unit], result: Assignment, known: Mapping[str, Patient]) -> tuple[list[Unit], Assignment]:
+    """By site: patients go where their site is already, first of all to test."""
     where: dict[str, str] = {}
-    for id in sorted(result):
+    for id in sorted(result, key=lambda id: (result[id] != "test", id)):
         for site in known[id].sites:
             where.setdefault(site, result[id])
     tied: Assignment = {}
@@ -184,7 +193,8 @@ def _follow(
     for unit in units:
         found = sorted({where[site] for patient in unit for site in patient.sites if site in where})
         if found:
-            tied |= dict.fromkeys((patient.id for patient in unit), found[0])
+            split = "test" if "test" in found else found[0]
+            tied |= dict.fromkeys((patient.id for patient in unit), split)
         else:
             free.append(unit)
     return free, tied
