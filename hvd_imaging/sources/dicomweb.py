@@ -152,8 +152,10 @@ def parse_query(pairs: Sequence[str]) -> Query:
 
 def check_query(pairs: Sequence[tuple[str, str]]) -> Query:
     """Raises:
-    ConfigError: a key that is no keyword or tag of DICOM.
+    ConfigError: a key that is no keyword or tag of DICOM, or stands there twice.
     """
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise ConfigError("query: expected each keyword once, found one twice; ask twice into the same folder")
     for number, (key, _) in enumerate(pairs, 1):
         known = key != "" and pydicom.datadict.tag_for_keyword(key) is not None
         if not known and re.fullmatch(r"[0-9A-Fa-f]{8}", key) is None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import ssl
+import subprocess
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,6 +36,7 @@ class Fake:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = 1 << 16  # headers and body in one packet
 
             def log_message(self, *args: object) -> None:
                 pass
@@ -251,9 +255,9 @@ def test_credentials_do_not_travel_in_the_open(tmp_path):
 
 def test_queries_and_files_of_secrets_are_checked(tmp_path):
     assert dicomweb.parse_query(["Modality=CT", "00080020=2020"]) == (("Modality", "CT"), ("00080020", "2020"))
-    for wrong in ("Modality", "Modality=", "Patient=Doe", "=Doe"):
+    for wrong in (["Modality"], ["Modality="], ["Patient=Doe"], ["=Doe"], ["PatientID=Doe", "PatientID=Roe"]):
         with pytest.raises(ConfigError) as caught:
-            dicomweb.parse_query([wrong])
+            dicomweb.parse_query(wrong)
         assert "Doe" not in str(caught.value)
     secret = tmp_path / "secret"
     secret.write_text("word\n")
@@ -291,3 +295,22 @@ def test_a_large_object_is_sent_in_pieces(fake, files, monkeypatch):
     monkeypatch.setattr(server._client, "_chunk_size", 256)
     server.store(files[0])
     assert fake.received.count(b"DICM") == 1 and len(fake.received) > files[0].stat().st_size
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make a certificate with")
+def test_certificates_are_checked(fake, files, tmp_path, monkeypatch):
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    subprocess.run([*command.split(), "-keyout", tmp_path / "k", "-out", tmp_path / "c"], check=True, capture_output=True, timeout=30)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "c", tmp_path / "k")
+    fake.server.socket = context.wrap_socket(fake.server.socket, server_side=True)
+    monkeypatch.setattr(fake.server, "handle_error", lambda *args: None)  # a refused handshake
+    address = dicomweb.parse(fake.url.replace("http:", "https:"))
+    with pytest.raises(SourceError, match="certificate is not trusted; --ca-file"):
+        dicomweb.Server(address, SECRET, 2).series(())
+    trusted = dicomweb.Server(address, Access("me", "word", ca_file=str(tmp_path / "c")), 2)
+    assert len(trusted.series(())) == 2
+    # Nothing goes from https to http.
+    fake.habits = [lambda request: answer(request, 307, {}, Location=f"http://localhost:1{request.path}")]
+    with pytest.raises(SourceError, match="from https to plain http"):
+        trusted.series(())
