@@ -106,10 +106,14 @@ def test_segments_of_one_label_are_united_and_absent_ones_known(archive):
     assert [layer.voxels for layer in read_seg(root / "seg", volume, root).layers] == [48, 0]
 
 
-def test_compressed_frames(archive):
+@pytest.mark.parametrize("syntax", [pydicom.uid.RLELossless, pydicom.uid.JPEGLSLossless])
+def test_compressed_frames(archive, syntax):
+    if syntax != pydicom.uid.RLELossless:
+        pytest.importorskip("imagecodecs")
+        pytest.importorskip("jpeg_ls")
     root, slices = archive
     share = np.linspace(0, 1, 96).reshape(4, 4, 6).astype(np.float32)
-    described(root / "seg", slices, share[..., None], ["a"], "FRACTIONAL", transfer_syntax_uid=pydicom.uid.RLELossless)
+    described(root / "seg", slices, share[..., None], ["a"], "FRACTIONAL", transfer_syntax_uid=syntax)
     np.testing.assert_array_equal(load(root)[2], share >= 0.5)
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
+from pydicom.encaps import generate_frames
 from pydicom.pixels import iter_pixels
+from pydicom.uid import RLELossless
 
-from ...errors import SourceError
+from ...errors import SetupError, SourceError
 from ...volume import Volume
-from ..elements import quiet, read_dataset, relative
+from ..codecs import DECODER, SYNTAXES, Expected
+from ..elements import UNCOMPRESSED, quiet, read_dataset, relative
 from .layers import Annotation, crop, from_planes, is_background, paint
 from .volumes import mm
 
@@ -76,7 +79,7 @@ def read_seg(path: Path, image: Volume, root: Path = Path(), shown: Mapping[str,
         raise SourceError(f"{name}: {count} frames of pixels, but {len(per_frame)} described")
     places = _Places(image)
     planes: dict[int, list[tuple[int, int, int, np.ndarray]]] = {number: [] for number in labels}
-    pixels = iter_pixels(seg, raw=True)
+    pixels = _frames(seg, count)
     for index, group in enumerate(per_frame):
         where = f"{name}: frame {index + 1}"
         try:
@@ -90,7 +93,11 @@ def read_seg(path: Path, image: Volume, root: Path = Path(), shown: Mapping[str,
         except Exception as error:
             raise SourceError(f"{where}: its place or segment is not described") from error
         try:
-            frame = np.asarray(next(pixels)).reshape(size)
+            frame = next(pixels).reshape(size)
+        except SourceError as error:
+            raise SourceError(f"{where}: {error}") from None
+        except SetupError:
+            raise
         except Exception as error:
             raise SourceError(f"{name}: DICOM SEG is damaged or truncated ({type(error).__name__})") from error
         if kind == "LABELMAP":
@@ -111,6 +118,24 @@ def read_seg(path: Path, image: Volume, root: Path = Path(), shown: Mapping[str,
     layers = tuple(from_planes(label, parts) for label, parts in by_label.items())
     notes = (f"{nameless} segments without a label were left out",) if nameless else ()
     return Annotation(layers, notes)
+
+
+def _frames(seg: pydicom.Dataset, count: int) -> Iterator[np.ndarray]:
+    """The frames' stored values, one after another: all at once they can be larger than the image.
+
+    Raises:
+        SourceError: a compressed frame that can not be decoded.
+    """
+    syntax = str(seg.file_meta.TransferSyntaxUID)
+    if syntax in SYNTAXES:
+        expected = Expected(syntax, int(seg.Rows), int(seg.Columns), 1, "MONOCHROME2")
+        for data in generate_frames(seg.PixelData, number_of_frames=count):
+            yield DECODER.frame(bytes(data), expected)
+    elif syntax in UNCOMPRESSED or syntax == RLELossless:
+        for frame in iter_pixels(seg, raw=True):
+            yield np.asarray(frame)
+    else:
+        raise SourceError("pixel data in a transfer syntax that is not supported")
 
 
 class _Places:
