@@ -273,13 +273,15 @@ class Server:
                 raise
             except requests.exceptions.SSLError:
                 raise SourceError(
-                    f"{base}: its certificate is not trusted; --ca-file names the authority that signed it, if it is your hospital's own"
+                    f"{base}: its certificate is not trusted; --ca-file (for ingest: HVD_DICOMWEB_CA_FILE) names the authority "
+                    "that signed it, if it is your hospital's own"
                 ) from None
             except requests.exceptions.HTTPError as error:
                 status = error.response.status_code if error.response is not None else 0
                 if status in (401, 403):
                     raise SourceError(
-                        f"{base}: access refused ({status}); check --user with --password-file, or --token-file, and what they may do"
+                        f"{base}: access refused ({status}); check --user with --password-file, or --token-file (for ingest: HVD_DICOMWEB_USER, "
+                        "_PASSWORD_FILE, _TOKEN_FILE), and what they may do"
                     ) from None
                 if status not in _RETRIED:
                     raise Refused(f"the server answers {status}", status) from None
