@@ -15,6 +15,7 @@ from hvd_imaging.parallel.horovod import Horovod, check_build
 from hvd_imaging.pipeline.dataset import TrainingData, patch_start
 from hvd_imaging.pipeline.plan import equal_cut, generator
 from hvd_imaging.shards import manifest as manifests
+from hvd_imaging.shards import signing
 from hvd_imaging.shards.reader import ShardReader
 from hvd_imaging.training import checkpoint
 from hvd_imaging.training.callbacks import Silent
@@ -57,10 +58,27 @@ def test_a_run_learns_and_leaves_what_it_should(data, tmp_path):
     record = json.loads((tmp_path / "run/run.json").read_text())
     run = load_run(tmp_path / "run")
     assert record["dataset_hash"] == run.spec.dataset_hash == manifests.load(data / "seg").hash()
+    assert record["dataset_files_hash"] == manifests.load(data / "seg").files_hash()
+    assert {event["dataset_files_hash"] for event in read_events(tmp_path / "run") if event["event"] == "start"} == {record["dataset_files_hash"]}
     assert record["world_size"] == 1 and record["versions"]["tensorflow"]
     assert load_trained(run).output_shape == (None, 8, 16, 16, 2)
     assert read_events(tmp_path / "run")[-1]["weights_sha256"] == summary.weights_sha256
     assert len(checkpoint.newest_first(tmp_path / "run")) == 2
+
+
+def test_training_asks_for_the_signature(tmp_path):
+    make_dataset(tmp_path / "seg")
+    public = signing.make_key(tmp_path / "maker.pem")
+    config = settings(tmp_path, data__public_key=str(public), train__max_steps=1)
+    with pytest.raises(DatasetError, match="not signed"):
+        train(config, tmp_path / "run", Horovod())
+    signing.sign(tmp_path / "seg", manifests.load(tmp_path / "seg"), tmp_path / "maker.pem")
+    train(config, tmp_path / "run", Horovod())
+    path = tmp_path / "seg" / "manifest.json"
+    path.write_text(path.read_text().replace('"split": "val"', '"split": "train"'))
+    with pytest.raises(DatasetError, match="does not fit"):
+        train(config, tmp_path / "other", Horovod())
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(("task", "stop"), [("seg", 4), ("seg", 5), ("cls", 2)])
