@@ -14,6 +14,7 @@ from ..errors import SourceError
 from ..volume import Volume
 from .dicom import DicomScan, Rejected, SegFile, SeriesFiles, Units, read_series, relative, scan_dicom
 from .labels import Annotation, LabelTable, read_labels_csv, read_mask, read_rtstruct, read_seg, seg_classes
+from .labels.beside import are_masks, masks_beside
 from .labels.checks import doubts
 from .labels.consensus import check_method, combine
 from .labels.layers import BACKGROUND, from_mask, is_background
@@ -98,11 +99,17 @@ def scan(
         raise SourceError(f"{root}: expected a folder with DICOM or NIfTI files, found {_what(root)}")
     nifti = scan_nifti(root)
     dicom = scan_dicom(root, on_file) if dicom is None else dicom
+    strays: list[Rejected] = []
     if dicom.series and nifti.cases:
-        raise SourceError(
-            f"{root}: DICOM ({len(dicom.series)} series) and NIfTI ({len(nifti.cases)} cases) in one folder; "
-            "ingest them apart"
-        )
+        if not are_masks(nifti.cases):
+            raise SourceError(
+                f"{root}: DICOM ({len(dicom.series)} series) and NIfTI ({len(nifti.cases)} cases) in one folder; "
+                "ingest them apart (masks beside DICOM belong into a folder 'labels')"
+            )
+        if task in (None, "segmentation"):
+            masks, strays = masks_beside(nifti.cases, dicom.series, root)
+            dicom = replace(dicom, segmentations=tuple(sorted((*dicom.segmentations, *masks), key=lambda file: file.path)))
+        nifti = replace(nifti, cases=())
     if not dicom.series and not nifti.cases:
         reason = ""
         if dicom.rejected:
@@ -126,7 +133,7 @@ def scan(
             f"{root}: no masks for segmentation: expected DICOM SEG or RTSTRUCT objects that refer to the series, or labelsTr with "
             "dataset.json; use --task unlabelled for images alone"
         )
-    rejected = sorted([*rejected, *dicom.rejected, *nifti.rejected], key=lambda item: item.path)
+    rejected = sorted([*rejected, *strays, *dicom.rejected, *nifti.rejected], key=lambda item: item.path)
     return Catalog(
         task, classes, tuple(sorted(cases, key=lambda case: case.source_id)), tuple(rejected), dicom.notes
     )
@@ -180,7 +187,7 @@ def load_case(case: Case, catalog: Catalog, units: Units = "hu") -> tuple[Volume
     if catalog.task != "segmentation":
         return volume, None
     notes: tuple[str, ...] = ()
-    if len(case.mask) == 1 and case.mask[0].kind == "volume":
+    if case.kind == "nifti":
         mask = read_mask(case.mask[0].path, volume, catalog.classes, case.image.root)
     else:
         mask, notes = combine(annotations_of(case, volume, catalog), catalog.classes, volume.shape, catalog.labels)
@@ -207,9 +214,11 @@ def annotations_of(case: Case, volume: Volume, catalog: Catalog) -> tuple[Annota
     found = []
     for file in case.mask:
         if file.kind == "volume":
-            mask = read_mask(file.path, volume, catalog.classes, case.image.root)
-            layers = tuple(from_mask(label, mask == value) for value, label in enumerate(catalog.classes) if value)
-            annotation = Annotation(layers)
+            classes = file.labels or catalog.classes
+            mask = read_mask(file.path, volume, [catalog.names.get(label, label) for label in classes], case.image.root)
+            annotation = Annotation(
+                tuple(from_mask(catalog.names.get(label, label), mask == value) for value, label in enumerate(classes) if value)
+            )
         elif file.kind == "rtstruct":
             uid = case.image.uid if isinstance(case.image, SeriesFiles) else ""
             annotation = read_rtstruct(file.path, volume, uid, case.image.root, catalog.names)
