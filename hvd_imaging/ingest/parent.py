@@ -24,15 +24,14 @@ def key_place(dataset: Path, given: str | Path | None, before: Before | None) ->
     """
     if before is None:
         return Path(given) if given else _beside(dataset)
-    places = [Path(given)] if given else [
-        _beside(known.folder.absolute()) for known in versions.lineage(before.folder) if known.folder is not None
-    ]
-    for place in places:
-        if place.exists():
-            return place
-    raise SetupError(
-        f"{places[0]}: no key file; a new version needs the key that its parent was made with: give it with --key-file"
-    )
+    first = Path(given) if given else _beside(before.folder.absolute())
+    if first.exists():
+        return first
+    if not given:
+        for known in versions.lineage(before.folder):
+            if known.folder is not None and _beside(known.folder.absolute()).exists():
+                return _beside(known.folder.absolute())
+    raise SetupError(f"{first}: no key file; a new version needs the key that its parent was made with: give it with --key-file")
 
 
 def check_key(key: bytes, before: Before, path: Path) -> None:

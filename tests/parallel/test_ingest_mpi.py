@@ -127,3 +127,34 @@ def test_a_time_limit_leaves_no_process():
         except OSError:
             continue
     assert not any(marker in line for line in running)
+
+
+def test_ranks_make_the_same_next_version_and_find_the_same_leaks(archive, tmp_path):
+    import shutil
+
+    from hvd_imaging.audit.run import audit
+    from hvd_imaging.communicator import Alone
+    from hvd_imaging.config import IngestConfig, load
+    from hvd_imaging.ingest import ingest
+
+    source = tmp_path / "archive"
+    shutil.copytree(archive, source)
+    ingest(source, tmp_path / "one", load(IngestConfig, None, OPTIONS[1::2]))
+    # One case is gone, and one stands there a second time under another name.
+    description = json.loads((source / "dataset.json").read_text())
+    del description["training"][4]
+    description["training"].append({key: value.replace("case_0", "case_9") for key, value in description["training"][0].items()})
+    for folder in ("imagesTr", "labelsTr"):
+        (source / folder / "case_4.nii.gz").unlink()
+        shutil.copy(source / folder / "case_0.nii.gz", source / folder / "case_9.nii.gz")
+    (source / "dataset.json").write_text(json.dumps(description))
+    done = mpirun(2, [*MAIN, "ingest", source, tmp_path / "two", "--parent", tmp_path / "one"])
+    assert done.returncode == 10 and done.stdout.count("1 added, 3 kept, 0 changed, 1 removed") == 1, done.stdout + done.stderr
+    ingest(source, tmp_path / "alone", IngestConfig(), parent=tmp_path / "one")
+    assert hashes(tmp_path / "two") == hashes(tmp_path / "alone")
+    alone = audit(tmp_path / "two", Alone())
+    done = mpirun(2, [*MAIN, "dataset", "audit", tmp_path / "two", "--json"])
+    report = json.loads(done.stdout)
+    assert done.returncode == (0 if alone.passed else 4)
+    assert [leak["samples"] for leak in report["leaks"]] == [list(leak.samples) for leak in alone.leaks]
+    assert report["repeated_in_a_split"] + len(report["leaks"]) == 1

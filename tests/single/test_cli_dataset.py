@@ -88,9 +88,14 @@ def test_verify_lists_sample_and_shard(dataset):
     assert {"sample", "shard", "reason"} == set(found[0]) and sample.id in {problem["sample"] for problem in found}
 
 
-@pytest.mark.parametrize("verb", ["info", "verify", "split"])
+@pytest.mark.parametrize("verb", ["info", "verify", "split", "log", "audit", "diff", "checkout", "sign"])
 def test_no_dataset(tmp_path, verb):
-    result = run(dataset_command, verb, tmp_path / "nowhere", *(["--out", tmp_path / "new"] if verb == "split" else []))
+    more = {
+        "split": ["--out", tmp_path / "new"], "diff": [tmp_path / "nowhere"], "checkout": ["parent", tmp_path / "new"],
+        "sign": ["--key-file", tmp_path / "key", "--new-key"],
+    }  # fmt: skip
+    result = run(dataset_command, verb, tmp_path / "nowhere", *more.get(verb, []))
+    assert not (tmp_path / "new").exists() and not (tmp_path / "key").exists()
     assert isinstance(result.exception, errors.DatasetError)
     assert re.search(r"no manifest\.json.*hvd-imaging ingest", str(result.exception))
 
@@ -126,7 +131,7 @@ def test_impossible_split_changes_nothing(dataset):
     assert (dataset / "manifest.json").read_bytes() == before and not out.exists()
 
 
-@pytest.mark.parametrize("args", [[], ["info"], ["verify"], ["split"]])
+@pytest.mark.parametrize("args", [[], *([v] for v in ("info", "verify", "split", "log", "diff", "checkout", "sign", "audit"))])
 def test_help_has_an_example(args):
     result = run(dataset_command, *args, "--help")
     assert result.exit_code == 0 and "Example" in result.output and "hvd-imaging dataset" in result.output

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cli_dataset import run
+from test_ingest import Ranks
 
 from hvd_imaging import errors
 from hvd_imaging.cli.dataset import command as dataset_command
@@ -85,6 +86,20 @@ def test_a_next_version_reads_only_what_is_new_and_shares_the_rest(archive, tmp_
         assert sample.patient in splits or sample.split != "test"
     shutil.rmtree(tmp_path / "one")
     whole(tmp_path / "two")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_any_number_of_ranks_makes_the_same_version(archive, tmp_path, size):
+    ingest(archive, tmp_path / "one", CONFIG)
+    write_case(archive, 2, seed=99)
+    write_case(archive, 8)
+    alone = ingest(archive, tmp_path / "alone", IngestConfig(), parent=tmp_path / "one").manifest
+    results = Ranks(size).run(
+        lambda rank: ingest(archive, tmp_path / "two", IngestConfig(), parent=tmp_path / "one", communicator=rank)
+    )
+    assert [result.manifest for result in results] == [alone] * size
+    for path in (tmp_path / "two").iterdir():
+        assert path.read_bytes() == (tmp_path / "alone" / path.name).read_bytes()
 
 
 def test_changed_and_removed_samples(archive, tmp_path, reads):
