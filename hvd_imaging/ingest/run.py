@@ -216,7 +216,7 @@ def _build(
 
     manifest = together(communicator, told)
 
-    shared = manifest.shards
+    shared = {shard.name: shard for shard in manifest.shards}
     kept = {item.sample.id for item in staged if item.sample is not None and item.kept}
 
     def settled() -> tuple[str, str] | None:
@@ -236,7 +236,7 @@ def _build(
         update={
             "storage": storage,
             "samples": tuple(
-                sample if sample.shard in {shard.name for shard in shared} else cut_for(sample, shard_config)
+                sample if sample.shard in shared else cut_for(sample, shard_config)
                 for sample in manifest.samples
             ),
         }
@@ -245,8 +245,8 @@ def _build(
     shards: dict[str, list[Sample]] = {}
     for sample in manifest.samples:
         shards.setdefault(sample.shard, []).append(sample)
-    for shard in shared:
-        del shards[shard.name]
+    for name in shared:
+        del shards[name]
     names = sorted(shards)
 
     def write(report: Callable[[int, int], None]) -> list[ShardFile]:
@@ -268,13 +268,13 @@ def _build(
     with show("writing shards", "shards") as report:
         parts_written = communicator.gather(together(communicator, lambda: write(report)))
     written = [file for part in parts_written for file in part]
-    manifest = manifest.model_copy(update={"shards": tuple(sorted([*shared, *written], key=lambda file: file.name))})
+    manifest = manifest.model_copy(update={"shards": tuple(sorted([*shared.values(), *written], key=lambda file: file.name))})
 
     def finish() -> None:
         if not world.is_root:
             return
         if before is not None:
-            versions.link(before.folder, shared, workspace.built)
+            versions.link(before.folder, shared.values(), workspace.built)
         try:
             write_json(
                 workspace.built / QUARANTINE,
