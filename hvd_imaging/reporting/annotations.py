@@ -222,9 +222,7 @@ def draw_case(volume: Volume, mask: np.ndarray, several: Sequence[tuple[int, Lay
                 aspect=volume.spacing[down] / volume.spacing[across],
             )  # fmt: skip
             for value, layer in several:
-                whole = np.zeros(volume.shape, bool)
-                whole[layer.box] = layer.inside
-                for xs, ys in outlines(cut.of(whole)):
+                for xs, ys in outlines(cut.of_layer(layer, volume.shape)):
                     ax.plot(xs, ys, color=colour(value), linewidth=0.8, linestyle=(0, (2, 1.5)))
             for value in np.unique(cut.of(mask)):
                 if value:
@@ -246,6 +244,14 @@ class _Cut:
 
     def of(self, array: np.ndarray) -> np.ndarray:
         plane = np.take(array, self.place, axis=self.axis)
+        return plane[::-1] if self.flip else plane
+
+    def of_layer(self, layer: Layer, shape: tuple[int, int, int]) -> np.ndarray:
+        down, across = (other for other in range(3) if other != self.axis)
+        plane = np.zeros((shape[down], shape[across]), bool)
+        if layer.box[self.axis].start <= self.place < layer.box[self.axis].stop:
+            part = np.take(layer.inside, self.place - layer.start[self.axis], axis=self.axis)
+            plane[layer.box[down], layer.box[across]] = part
         return plane[::-1] if self.flip else plane
 
 
@@ -278,10 +284,9 @@ p{margin:4px 0}.muted{color:#6b7480}
 table{border-collapse:collapse}th,td{padding:4px 14px 4px 0;text-align:right;border-bottom:1px solid #e3e6ea}
 th:first-child,td:first-child{text-align:left}th{color:#6b7480;font-weight:600}
 .swatch{display:inline-block;width:11px;height:11px;border-radius:2px;margin-right:7px}
-.cases{display:grid;grid-template-columns:repeat(auto-fill,minmax(480px,1fr));gap:18px}
+.cases{display:grid;gap:18px}
 .case{border:1px solid #e3e6ea;border-radius:6px;padding:12px}.case img{width:100%}
 .case h3{margin:0 0 6px;font-family:ui-monospace,monospace}ul{margin:4px 0;padding-left:20px}
-@media (max-width:560px){.cases{grid-template-columns:1fr}}
 """
 
 
