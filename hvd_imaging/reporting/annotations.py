@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
+from ..errors import SetupError
 from ..privacy.pseudonym import pseudonym
 from ..sources import catalog as sources
 from ..sources.catalog import Case, Catalog
@@ -83,6 +84,7 @@ def examine(
 
     Raises:
         SourceError: it can not be used; the text may name files of the archive.
+        SetupError: what reads, agrees or draws it is not installed.
     """
     volume = sources.read_image(case, units)
     annotations = sources.annotations_of(case, volume, catalog)
@@ -196,10 +198,16 @@ def draw_case(volume: Volume, mask: np.ndarray, several: Sequence[tuple[int, Lay
     Args:
         mask: uint8 ``(D, H, W)``.
         several: (value, opinion) of structures with several annotators: dashed.
+
+    Raises:
+        SetupError: matplotlib is not installed.
     """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise SetupError("pictures need matplotlib: `pip install hvd_imaging[train]`, or leave --out away") from error
 
     image = volume.array if volume.array.ndim == 3 else volume.array[..., 0]
     places = _middle(mask)

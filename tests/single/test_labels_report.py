@@ -98,6 +98,14 @@ def test_page_is_whole_and_pictures_show_the_outlines(archive, tmp_path):
     assert (np.abs(np.asarray(Image.open(path).convert("RGB")).astype(int) - wanted).sum(-1) < 30).sum() == 0
 
 
+def test_without_matplotlib(archive, tmp_path):
+    code = "import sys; sys.modules['matplotlib'] = None; from hvd_imaging.cli.main import main; main()"
+    arguments = ["labels", str(archive[0]), "--out", str(tmp_path / "page.html")]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 6 and "pip install hvd_imaging[train]" in done.stderr and "Traceback" not in done.stderr
+    assert subprocess.run([sys.executable, "-c", code, *arguments[:2]], capture_output=True, check=False, timeout=60).returncode == 10
+
+
 def test_names_in_the_page_are_text():
     case = annotations.Examined("file-1", "CT", (1, 2, 3), (1, 1, 1), {"<b>": float("nan")}, notes=("<script>",))
     found = catalog.Catalog("segmentation", ("background", "<b>"), (), ())
