@@ -143,7 +143,7 @@ def split(
     from ..config import SplitConfig, check
     from ..shards import manifest as manifests
     from ..shards import versions
-    from ..shards.split import read_frozen, refuse_mixed_rules, resplit
+    from ..shards.split import known_among, read_frozen, refuse_mixed_rules, resplit
     from ..world import world_from_environment
 
     if not world_from_environment().is_root:
@@ -159,7 +159,7 @@ def split(
     keep = {sample.patient for sample in old.of_split("test")} if test is None else set()
     if keep and frozen is None:
         refuse_mixed_rules(old.split, config)
-    new = resplit(old, config, read_frozen(frozen) if frozen is not None else keep)
+    new = resplit(old, config, known_among(read_frozen(frozen), old.samples) if frozen is not None else keep)
     counts = versions.plan(old, new.samples).counts()
     key = old.version.key if old.version is not None else ""
     record = versions.record("split", old, {"task": new.task, "split": new.split.model_dump(mode="json")}, counts, key)

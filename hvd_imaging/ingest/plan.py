@@ -19,7 +19,7 @@ from ..shards import manifest as manifests
 from ..shards import schema, versions
 from ..shards.chunks import plan_layout
 from ..shards.manifest import Manifest, Sample
-from ..shards.split import assign, patients_of, refuse_mixed_rules
+from ..shards.split import assign, known_among, patients_of, refuse_mixed_rules
 from ..shards.writer import MEGABYTE
 from ..sources.catalog import Catalog
 
@@ -193,6 +193,7 @@ def compose(
     split = config.split.model_copy(update={"frozen": None})  # a place on one machine
     dates = _last_dates(staged, catalog) if split.by == "date" else None
     people = patients_of(samples.values(), dates)
+    known_among(frozen, samples.values())
     old = before.manifest if before is not None else None
     if old is None:
         splits = assign(people, split, frozen)

@@ -97,6 +97,20 @@ def assign(
     return result
 
 
+def known_among(frozen: Collection[str], samples: Iterable[Sample]) -> Collection[str]:
+    """``frozen``, of which at least one is a patient here: pseudonyms of another key would leave the test split to chance.
+
+    Raises:
+        ConfigError: none is.
+    """
+    if frozen and not set(frozen) & {sample.patient for sample in samples}:
+        raise ConfigError(
+            f"split.frozen: none of its {len(frozen)} pseudonyms is a patient of this dataset: they belong to another key; take "
+            "them from manifest.json of a version of this dataset"
+        )
+    return frozen
+
+
 def refuse_mixed_rules(before: SplitConfig, now: SplitConfig) -> None:
     """Test patients who stay must have been chosen by site, if sites are to stay whole.
 

@@ -25,7 +25,7 @@ from .chunks import Layout, plan_layout
 from .frames import CODECS
 from .manifest import Manifest, Sample, ShardFile, Storage, Task
 from .packing import pack_array
-from .split import read_frozen, resplit
+from .split import known_among, read_frozen, resplit
 from .storage import encode
 
 MEGABYTE = 1_000_000
@@ -278,7 +278,7 @@ def write_dataset(
             samples=tuple(samples),
             shards=tuple(files),
         )
-        manifest = resplit(manifest, split, read_frozen(split.frozen) if split.frozen else ())
+        manifest = resplit(manifest, split, known_among(read_frozen(split.frozen), samples) if split.frozen else ())
         manifests.save(building, manifest)
         publish(building, dataset)
     finally:

@@ -212,6 +212,9 @@ def test_split_command(tmp_path):
     frozen = tmp_path / "test.txt"
     chosen = sorted({s.patient for s in old.samples} - test)[:3]
     frozen.write_text("\n".join(chosen))
+    frozen.with_name("strange").write_text("abcdef")
+    result = run(dataset_command, "split", tmp_path / "fold0", "--out", tmp_path / "other", "--frozen", frozen.with_name("strange"))
+    assert isinstance(result.exception, errors.ConfigError) and "another key" in str(result.exception)
     assert run(dataset_command, "split", tmp_path / "fold0", "--out", tmp_path / "other", "--frozen", frozen, "--folds", 0).exit_code == 0
     other = manifests.load(tmp_path / "other")
     assert {s.patient for s in other.of_split("test")} == set(chosen)
