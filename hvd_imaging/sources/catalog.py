@@ -167,6 +167,12 @@ def choose(catalog: Catalog, config: LabelsConfig, shown: Callable[[str], str] =
             )
         classes = seg_classes(names.values()) if config.names is None else (BACKGROUND, *config.names)
         notes = _codes((seg for case in catalog.cases for seg in case.mask), names)
+        hidden = sum(name != told for name, told in names.items() if told in classes)
+        if hidden:
+            notes += (
+                f"{hidden} names of structures that are no terms of medicine stand as label-<hex>; what they are is in the list of "
+                "references, and --set labels.names=[NAME,...] keeps names",
+            )
         catalog = replace(catalog, classes=classes, names=names, notes=(*catalog.notes, *notes))
     if len(catalog.classes) > MOST_CLASSES:
         raise SourceError(

@@ -151,6 +151,7 @@ def test_names_of_structures_are_free_text_and_name_nobody(archive, tmp_path):
     found = catalog.choose(catalog.scan(root), LabelsConfig(), redactor.label)
     assert found.classes[:2] == ("background", "Left lung") and found.classes[2].startswith("label-")
     assert redactor.known == {found.classes[2]: "GTV Mustermann"}
+    assert found.notes[-1].startswith("1 names of structures that are no terms of medicine stand as label-<hex>")
     volume, mask = catalog.load_case(found.cases[0], found)
     assert [int(m.max()) for m in mask] == [1, 2, 0, 0] and "Muster" not in str(volume.notes) + repr(found)
     with pytest.raises(SourceError, match="no annotation has GTV; found: Left lung, label-") as caught:
