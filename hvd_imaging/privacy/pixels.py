@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
-from pydicom.pixels import apply_color_lut, iter_pixels
+from pydicom.pixels import apply_color_lut, convert_color_space, iter_pixels
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -20,14 +20,13 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from ..errors import SourceError
+from ..decoders import DECODER, JPEG, JPEG_2000, SYNTAXES, Expected
+from ..errors import HvdImagingError, SourceError
 from .burned_in import Box, blank, find_text, merge, policy
 from .deidentify import CONTOURS, SEGMENTATION
 from .profile import Options
 
 NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
-_JPEG = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70, 80, 81))
-_JPEG_2000 = tuple(f"1.2.840.10008.1.2.4.{n}" for n in (90, 91, 201, 202, 203))
 
 
 def clean(ds: Dataset, options: Options, declared: str = "") -> str:
@@ -48,8 +47,8 @@ def clean(ds: Dataset, options: Options, declared: str = "") -> str:
     syntax = ds.file_meta.TransferSyntaxUID
     if syntax == RLELossless:
         _decompress(ds)
-    elif syntax in _JPEG or syntax in _JPEG_2000:
-        strip = strip_jpeg if syntax in _JPEG else strip_jpeg_2000
+    elif syntax in SYNTAXES:
+        strip = strip_jpeg_2000 if syntax in JPEG_2000 else strip_jpeg
         try:
             frames = generate_frames(ds.PixelData, number_of_frames=int(ds.get("NumberOfFrames", 1) or 1))
             ds.PixelData = encapsulate([strip(frame) for frame in frames])
@@ -89,16 +88,35 @@ def writing(ds: Dataset) -> list[Box]:
 
 
 def _frames(ds: Dataset) -> Iterator[np.ndarray]:
-    """Each frame, (H, W) or (H, W, 3), colours as RGB."""
+    """Each frame, (H, W) or (H, W, 3), colours as RGB.
+
+    Raises:
+        SourceError: one can not be decoded.
+        SetupError: the decoders are not installed.
+    """
     try:
-        for frame in iter_pixels(ds):
+        for frame in _stored(ds):
             yield apply_color_lut(frame, ds) if ds.PhotometricInterpretation == "PALETTE COLOR" else frame
-    except SourceError:
+    except HvdImagingError:
         raise
     except Exception as error:
-        raise SourceError(
-            f"the pixels can not be decoded to look for writing ({type(error).__name__}); decoders: pip install hvd_imaging[dicom]"
-        ) from None
+        raise SourceError(f"the pixels can not be decoded to look for writing ({type(error).__name__})") from None
+
+
+def _stored(ds: Dataset) -> Iterator[np.ndarray]:
+    """Stored values of each frame, (H, W) or (H, W, 3); RGB where that is what the coding holds."""
+    syntax = str(ds.file_meta.TransferSyntaxUID)
+    if syntax not in SYNTAXES:
+        yield from iter_pixels(ds)
+        return
+    samples, photometric = int(ds.SamplesPerPixel), str(ds.PhotometricInterpretation)
+    expected = Expected(syntax, int(ds.Rows), int(ds.Columns), samples, photometric)
+    dtype = np.dtype(f"{'i' if ds.get("PixelRepresentation") else 'u'}{ds.BitsAllocated // 8}")
+    for data in generate_frames(ds.PixelData, number_of_frames=int(ds.get("NumberOfFrames", 1) or 1)):
+        frame = DECODER.frame(bytes(data), expected)
+        if samples == 3 and syntax not in JPEG and photometric.startswith("YBR_FULL"):
+            frame = convert_color_space(frame, photometric, "RGB")
+        yield frame.astype(dtype, copy=False)
 
 
 def _decompress(ds: Dataset) -> None:
@@ -109,21 +127,22 @@ def _decompress(ds: Dataset) -> None:
 
 
 def _blank(ds: Dataset, boxes: list[Box]) -> None:
-    if ds.file_meta.TransferSyntaxUID not in NATIVE:
-        _decompress(ds)
     try:
-        array = np.stack(list(iter_pixels(ds)))
+        array = np.stack(list(_stored(ds)))
         if ds.SamplesPerPixel == 3:
             # Whatever the colours were stored as: RGB, pixel by pixel.
             ds.PhotometricInterpretation, ds.PlanarConfiguration = "RGB", 0
         dark = int(array.max()) if ds.PhotometricInterpretation == "MONOCHROME1" else None
         array = blank(array, boxes, dark)
         ds.PixelData = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    except HvdImagingError:
+        raise
     except Exception as error:
         raise SourceError(f"writing in the pixels can not be blanked ({type(error).__name__})") from None
     if len(ds.PixelData) % 2:
         ds.PixelData += b"\0"
     ds["PixelData"].VR = "OW" if ds.BitsAllocated > 8 else "OB"
+    ds["PixelData"].is_undefined_length = False
     ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
 
 

@@ -20,8 +20,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from ..decoders import DECODER, JPEG, SYNTAXES, Expected
 from ..errors import SourceError
-from .codecs import DECODER, JPEG, SYNTAXES, Expected
 from .elements import UNCOMPRESSED, quiet, read_dataset
 from .frames import Frame
 from .headers import Header

@@ -17,8 +17,8 @@ import numpy as np
 import pydicom
 from pydicom.data import get_testdata_file
 
+from hvd_imaging.decoders import DECODER
 from hvd_imaging.errors import SourceError
-from hvd_imaging.sources.codecs import DECODER
 from hvd_imaging.sources.dicom import group_headers, read_header, read_series
 
 SEED = 20240229

@@ -25,10 +25,10 @@ from pydicom.uid import (
 )
 from test_sources_dicom import make_slice, read, reason, write
 
+from hvd_imaging import decoders
 from hvd_imaging.config import PreprocessConfig
 from hvd_imaging.errors import SetupError, SourceError
 from hvd_imaging.preprocess.pipeline import preprocess
-from hvd_imaging.sources import codecs
 from hvd_imaging.sources.dicom import group_headers, quiet, read_header, read_series, scan_dicom, walk
 from hvd_imaging.sources.multiframe import cut_tiles
 
@@ -326,26 +326,26 @@ def test_a_header_that_asks_for_more_than_the_file_holds_is_refused_before_decod
 
 def test_a_decoder_that_dies_or_hangs_costs_one_frame(monkeypatch):
     imagecodecs = pytest.importorskip("imagecodecs")
-    decoder = codecs.Decoder()
+    decoder = decoders.Decoder()
     image = np.arange(64, dtype=np.uint8).reshape(8, 8)
     data = imagecodecs.jpegls_encode(image)
-    expected = codecs.Expected("1.2.840.10008.1.2.4.80", 8, 8, 1, "MONOCHROME2")
+    expected = decoders.Expected("1.2.840.10008.1.2.4.80", 8, 8, 1, "MONOCHROME2")
     try:
         np.testing.assert_array_equal(decoder.frame(data, expected), image)
         os.kill(decoder._child.pid, signal.SIGSTOP)
-        monkeypatch.setattr(codecs, "FRAME_SECONDS", 0.2)
+        monkeypatch.setattr(decoders, "FRAME_SECONDS", 0.2)
         with pytest.raises(SourceError, match="takes longer than"):
             decoder.frame(data, expected)
-        monkeypatch.setattr(codecs, "FRAME_SECONDS", 30.0)
+        monkeypatch.setattr(decoders, "FRAME_SECONDS", 30.0)
         np.testing.assert_array_equal(decoder.frame(data, expected), image)
         os.kill(decoder._child.pid, signal.SIGSTOP)
-        answer = codecs.Decoder._answer
+        answer = decoders.Decoder._answer
 
         def dies(child, deadline):
             child.kill()
             return answer(child, deadline)
 
-        monkeypatch.setattr(codecs.Decoder, "_answer", staticmethod(dies))
+        monkeypatch.setattr(decoders.Decoder, "_answer", staticmethod(dies))
         with pytest.raises(SourceError, match="crash"):
             decoder.frame(data, expected)
     finally:
@@ -355,9 +355,9 @@ def test_a_decoder_that_dies_or_hangs_costs_one_frame(monkeypatch):
 def test_missing_decoders_are_named_with_what_brings_them(tmp_path, monkeypatch):
     (tmp_path / "imagecodecs.py").write_text("raise ImportError")
     monkeypatch.syspath_prepend(tmp_path)
-    decoder = codecs.Decoder()
+    decoder = decoders.Decoder()
     with pytest.raises(SetupError, match=r"pip install hvd_imaging\[dicom\]"):
-        decoder.frame(b"", codecs.Expected("1.2.840.10008.1.2.4.80", 8, 8, 1, "MONOCHROME2"))
+        decoder.frame(b"", decoders.Expected("1.2.840.10008.1.2.4.80", 8, 8, 1, "MONOCHROME2"))
 
 
 def test_an_unknown_coding_is_named_by_the_standard_only(tmp_path):

@@ -12,9 +12,9 @@ from pydicom.encaps import generate_frames
 from pydicom.pixels import iter_pixels
 from pydicom.uid import RLELossless
 
+from ...decoders import DECODER, SYNTAXES, Expected
 from ...errors import SetupError, SourceError
 from ...volume import Volume
-from ..codecs import DECODER, SYNTAXES, Expected
 from ..elements import UNCOMPRESSED, quiet, read_dataset, relative
 from .layers import Annotation, crop, from_planes, is_background, paint
 from .volumes import mm

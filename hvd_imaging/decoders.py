@@ -24,7 +24,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from ..errors import SetupError, SourceError
+from .errors import SetupError, SourceError
 
 FRAME_SECONDS = 5.0
 """A frame takes some 10 ms; the largest mammogram in JPEG 2000 about a second."""
@@ -248,10 +248,10 @@ class Decoder:
         if self._child is not None and self._child.poll() is None:
             return self._child
         self.close()
-        root = str(Path(__file__).resolve().parents[2])
+        root = str(Path(__file__).resolve().parents[1])
         code = (
             "import sys, json; sys.path[:] = json.loads(sys.argv[1]); "
-            "from hvd_imaging.sources.codecs import serve; serve(sys.stdin.buffer, sys.stdout.buffer)"
+            "from hvd_imaging.decoders import serve; serve(sys.stdin.buffer, sys.stdout.buffer)"
         )
         path = [root, *(entry for entry in sys.path if entry and entry != root)]
         keep = ("PATH", "LD_LIBRARY_PATH", "LANG", "TMPDIR")
