@@ -111,7 +111,8 @@ def _stored(ds: Dataset) -> Iterator[np.ndarray]:
         return
     samples, photometric = int(ds.SamplesPerPixel), str(ds.PhotometricInterpretation)
     expected = Expected(syntax, int(ds.Rows), int(ds.Columns), samples, photometric)
-    dtype = np.dtype(f"{'i' if ds.get("PixelRepresentation") else 'u'}{ds.BitsAllocated // 8}")
+    sign = "i" if ds.get("PixelRepresentation") else "u"
+    dtype = np.dtype(f"{sign}{ds.BitsAllocated // 8}")
     for data in generate_frames(ds.PixelData, number_of_frames=int(ds.get("NumberOfFrames", 1) or 1)):
         frame = DECODER.frame(bytes(data), expected)
         if samples == 3 and syntax not in JPEG and photometric.startswith("YBR_FULL"):
