@@ -59,7 +59,8 @@ def fingerprint(image: np.ndarray, affine: np.ndarray | None = None) -> Fingerpr
     if affine is not None and image.shape[0] > 1:
         image = upright(image, affine)
     digest = hashlib.sha256(str(image.shape).encode())
-    digest.update(np.ascontiguousarray(image, "<f4").reshape(-1).view(np.uint8).data)
+    for plane in image:  # one at a time: a turned volume is not copied
+        digest.update(np.ascontiguousarray(plane, "<f4").reshape(-1).view(np.uint8).data)
     small = reduced(image.mean(axis=3, dtype=np.float32) if image.shape[3] > 1 else image[..., 0])
     low, high = np.quantile(small, _QUANTILES)
     if high <= low:

@@ -181,6 +181,8 @@ def split(
 
 def summarize(manifest: Manifest, dataset: Path) -> dict[str, Any]:
     """What `dataset info --json` prints."""
+    from ..shards.manifest import SIGNATURE
+
     splits = {}
     for name in ("train", "val", "test"):
         members = manifest.of_split(name)
@@ -194,6 +196,8 @@ def summarize(manifest: Manifest, dataset: Path) -> dict[str, Any]:
         "schema": manifest.schema_version,
         "manifest_hash": manifest.hash(),
         "files_hash": manifest.files_hash(),
+        "version": manifest.version.model_dump(mode="json") if manifest.version is not None else None,
+        "signed": (dataset / SIGNATURE).is_file(),
         "task": manifest.task,
         "classes": list(manifest.classes),
         "class_counts": _class_counts(manifest),
@@ -284,6 +288,11 @@ def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     rows.append(("layout", storage["layout"]))
     rows.append(("filesystem", summary["filesystem"]["name"]))
     rows += [("", line) for line in summary["filesystem"]["advice"]]
+    version = summary["version"]
+    if version is not None and version["parents"]:
+        counts = ", ".join(f"{count} {name}" for name, count in version["counts"].items())
+        rows.append(("made by", f"{version['action']} from {version['parents'][0]['files_hash'][:16]}: {counts}"))
+    rows.append(("signed", "yes, see `dataset verify --public-key`" if summary["signed"] else "no"))
     rows += [("manifest", summary["manifest_hash"]), ("with files", summary["files_hash"])]
     return rows
 

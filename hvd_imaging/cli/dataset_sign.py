@@ -24,7 +24,7 @@ def sign(dataset: Path, key_file: Path, new_key: bool) -> None:
     """Sign the manifest of DATASET, and with it, by their SHA-256, all its shards: writes DATASET/manifest.sig."""
     from ..errors import DatasetError
     from ..shards import signing
-    from ..shards.manifest import load
+    from ..shards.manifest import SIGNATURE, load
     from ..world import world_from_environment
 
     if not world_from_environment().is_root:
@@ -35,4 +35,4 @@ def sign(dataset: Path, key_file: Path, new_key: bool) -> None:
     if new_key:
         click.echo(f"public key {signing.make_key(key_file)}")
     signing.sign(dataset, manifest, key_file)
-    click.echo(f"{dataset / signing.SIGNATURE}: signs version {manifest.hash()[:16]}, {len(manifest.shards)} shards")
+    click.echo(f"{dataset / SIGNATURE}: signs version {manifest.hash()[:16]}, {len(manifest.shards)} shards")

@@ -126,7 +126,6 @@ def checkout(dataset: Path, version: str, out: Path) -> None:
     from ..errors import DatasetError
     from ..shards import manifest as manifests
     from ..shards import versions
-    from ..shards.signing import SIGNATURE
     from ..world import world_from_environment
 
     if not world_from_environment().is_root:
@@ -143,6 +142,6 @@ def checkout(dataset: Path, version: str, out: Path) -> None:
         source = versions.find_version(dataset, version)[0]
     assert source is not None
     manifest = manifests.load(source)
-    extra = [source / SIGNATURE] if (source / SIGNATURE).is_file() else []
+    extra = [source / manifests.SIGNATURE] if (source / manifests.SIGNATURE).is_file() else []
     versions.checkout(manifest, candidates(), out, extra)
     click.echo(f"{out}: version {manifest.hash()[:16]}, {len(manifest.samples)} samples in {len(manifest.shards)} shards")

@@ -23,6 +23,7 @@ from ..files import write_json
 
 SCHEMA = 2
 NAME = "manifest.json"
+SIGNATURE = "manifest.sig"
 SPLITS = ("train", "val", "test")
 
 Task = Literal["segmentation", "classification", "unlabelled"]

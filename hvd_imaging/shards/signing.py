@@ -17,9 +17,8 @@ from typing import Any
 
 from ..errors import DatasetError, SetupError
 from ..files import write_json
-from .manifest import Manifest, load
+from .manifest import SIGNATURE, Manifest, load
 
-SIGNATURE = "manifest.sig"
 _PURPOSE = b"hvd_imaging manifest\0"
 
 

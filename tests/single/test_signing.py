@@ -87,7 +87,7 @@ def test_a_changed_shard_is_found_by_verify(signed):
 )
 def test_a_bad_signature_is_refused(signed, harm, words):
     dataset, public = signed
-    harm(dataset / signing.SIGNATURE)
+    harm(dataset / manifests.SIGNATURE)
     with pytest.raises(errors.DatasetError, match=words):
         signing.load_signed(dataset, str(public))
 
