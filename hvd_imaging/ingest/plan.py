@@ -83,7 +83,7 @@ def inherit(config: IngestConfig, parent: Manifest) -> IngestConfig:
         ConfigError: keys of both contradict each other.
     """
     recorded = parent.version.parameters.get("config") if parent.version is not None else None
-    base = recorded or {
+    base = recorded if isinstance(recorded, dict) else {
         "preprocess": parent.preprocess.model_dump(mode="json"),
         "shards": {"patch": parent.storage.patch},
         "split": parent.split.model_dump(mode="json"),

@@ -330,6 +330,16 @@ def test_metadata_alone_leaves_the_shard():
     assert plan.changed == ("a",) and plan.shared == ("shard-00000.h5",)
 
 
+@pytest.mark.parametrize("recorded", [None, [], "x", {"split": 3}, {"unknown": 1}])
+def test_a_strange_record_is_no_crash(recorded):
+    manifest = manifest_of([]).model_copy(update={"version": versions.record("ingest", None, {"config": recorded}, {})})
+    if isinstance(recorded, dict):
+        with pytest.raises(errors.ConfigError, match="the parent's settings"):
+            inherit(IngestConfig(), manifest)
+    else:
+        assert inherit(IngestConfig(), manifest).preprocess == manifest.preprocess
+
+
 @pytest.mark.parametrize(
     ("config", "spacing", "seed", "chosen"),
     [
