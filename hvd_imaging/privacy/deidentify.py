@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import re
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 from pydicom.datadict import (
@@ -29,7 +30,18 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, UID
 
 from ..errors import SourceError
 from . import vocabulary
-from .profile import BINARY, DATES, DEVICE, LABELS, LARGE, NUMBERS, SAFE_PRIVATE, Options, action
+from .profile import (
+    BINARY,
+    DATES,
+    DEVICE,
+    LABELS,
+    LARGE,
+    NEEDED_PRIVATE,
+    NUMBERS,
+    SAFE_PRIVATE,
+    Options,
+    action,
+)
 from .pseudonym import pseudonym, shifted_date
 
 SEGMENTATION, CONTOURS = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.481.3"
@@ -240,7 +252,8 @@ class _Cleaner:
     def _private(self, ds: Dataset, result: Dataset) -> None:
         for tag in sorted(tag for tag in list(ds.keys()) if tag.is_private and tag.element >= 0x1000):
             creator = _text(ds, Tag(tag.group, tag.element >> 8)).strip()
-            vr = SAFE_PRIVATE.get((tag.group, creator.upper(), tag.element & 0xFF))
+            name = (tag.group, creator.upper(), tag.element & 0xFF)
+            vr = SAFE_PRIVATE.get(name) or NEEDED_PRIVATE.get(name)
             if vr is None:
                 continue
             text = _text(ds, Tag(tag)) if vr in ("DS", "IS") else ""
@@ -253,21 +266,33 @@ class _Cleaner:
 
 
 def _mark(ds: Dataset, options: Options) -> None:
-    """PS3.15 E.1.1 item 6, with the codes of CID 7050."""
+    """PS3.15 E.1.1 item 6, with the codes of CID 7050. What was done to the pixels is not told yet, see `mark_pixels`."""
     codes = [("113100", "Basic Application Confidentiality Profile"), ("113105", "Clean Descriptors Option")]
-    if options.burned_in != "keep":
-        codes.insert(1, ("113101", "Clean Pixel Data Option"))
     if "dates" in options.retain:
         codes.append(("113107", "Retain Longitudinal Temporal Information Modified Dates Option"))
     if "characteristics" in options.retain:
         codes.append(("113108", "Retain Patient Characteristics Option"))
     if "device" in options.retain:
         codes.append(("113109", "Retain Device Identity Option"))
-    codes.append(("113111", "Retain Safe Private Option"))
+    private = set(_private_names(ds))
+    if private and private <= SAFE_PRIVATE.keys():
+        codes.append(("113111", "Retain Safe Private Option"))
     ds.PatientIdentityRemoved = "YES"
     ds.DeidentificationMethod = "hvd_imaging: PS3.15 Annex E"
     ds.DeidentificationMethodCodeSequence = Sequence([_coded("DCM", code, meaning[:64]) for code, meaning in codes])
     ds.LongitudinalTemporalInformationModified = "MODIFIED" if "dates" in options.retain else "REMOVED"
+
+
+def mark_pixels(ds: Dataset) -> None:
+    """The pixels of this object were searched for writing, and what was found is gone."""
+    ds.DeidentificationMethodCodeSequence.insert(1, _coded("DCM", "113101", "Clean Pixel Data Option"))
+
+
+def _private_names(ds: Dataset) -> Iterator[tuple[int, str, int]]:
+    """Private elements of a clean object, nested ones too, as `SAFE_PRIVATE` names them."""
+    for element in ds.iterall():
+        if element.tag.is_private and not element.tag.is_private_creator:
+            yield element.tag.group, str(element.private_creator or "").upper(), element.tag.element & 0xFF
 
 
 def _coded(scheme: str, value: str, meaning: str) -> Dataset:

@@ -23,7 +23,7 @@ from pydicom.uid import (
 from ..decoders import DECODER, JPEG, JPEG_2000, SYNTAXES, Expected
 from ..errors import HvdImagingError, SourceError
 from .burned_in import Box, blank, find_text, merge, policy
-from .deidentify import CONTOURS, SEGMENTATION
+from .deidentify import CONTOURS, SEGMENTATION, mark_pixels
 from .profile import Options
 
 NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian)
@@ -72,6 +72,7 @@ def clean(ds: Dataset, options: Options, declared: str = "") -> str:
     if decision == "blank":
         _blank(ds, boxes)
     ds.BurnedInAnnotation = "NO"
+    mark_pixels(ds)
     return "blanked" if decision == "blank" else "kept"
 
 

@@ -66,19 +66,22 @@ NUMBERS = frozenset({"US", "SS", "UL", "SL", "UV", "SV", "FL", "FD", "AT"})
 DATES = frozenset({"DA", "DT", "TM"})
 
 SAFE_PRIVATE: dict[tuple[int, str, int], str] = {
-    # (group, creator in upper case, last byte of the element): VR. A subset of PS3.15 Table E.3.10-1: numbers only.
+    # (group, creator in upper case, last byte of the element): VR. Numbers of PS3.15 Table E.3.10-1, as PixelMed's
+    # ClinicalTrialsAttributes has it too.
     (0x7053, "PHILIPS PET PRIVATE GROUP", 0x00): "DS",  # SUV factor
     (0x7053, "PHILIPS PET PRIVATE GROUP", 0x09): "DS",  # activity concentration factor
-    (0x2001, "PHILIPS IMAGING DD 001", 0x03): "FL",  # b-value
     (0x0019, "GEMS_ACQU_01", 0x23): "DS",  # table speed
     (0x0019, "GEMS_ACQU_01", 0x24): "DS",  # mid scan time
     (0x0019, "GEMS_ACQU_01", 0x27): "DS",  # rotation speed
+}
+NEEDED_PRIVATE: dict[tuple[int, str, int], str] = {
+    # Not in that list as far as is known, but numbers without which diffusion and mosaics can not be read.
+    (0x2001, "PHILIPS IMAGING DD 001", 0x03): "FL",  # b-value
     (0x0043, "GEMS_PARM_01", 0x39): "IS",  # b-values
+    (0x0019, "SIEMENS MR HEADER", 0x0A): "US",  # tiles of a mosaic
     (0x0019, "SIEMENS MR HEADER", 0x0C): "IS",  # b-value
     (0x0019, "SIEMENS MR HEADER", 0x0E): "FD",  # diffusion direction
     (0x0019, "SIEMENS MR HEADER", 0x27): "FD",  # b-matrix
-    # Not of the standard's table: a count of tiles, without which a mosaic can not be taken apart.
-    (0x0019, "SIEMENS MR HEADER", 0x0A): "US",
 }
 
 
@@ -140,7 +143,7 @@ def _by_table(code: str, vr: str, keyword: str) -> Action:
         return "uid"
     if code == "X/Z/U*":
         return "keep"
-    if code.startswith("X"):
-        # X/Z, X/D, X/Z/D: what some object requires here, readers do without.
+    if code == "X":
         return "empty" if keyword == "AcquisitionContextSequence" else "remove"
-    return "empty" if code == "Z" or vr == "SQ" else "dummy"
+    # X/Z, X/D, X/Z/D depend on what the kind of object requires: an empty or a dummy value is right for all kinds.
+    return "empty" if code in ("Z", "X/Z") or vr == "SQ" else "dummy"
