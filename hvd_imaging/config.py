@@ -125,6 +125,9 @@ class PrivacyConfig(Section):
     burned_in: Literal["quarantine", "blank", "keep"] = Field(
         "quarantine", description="images with writing in their pixels: set aside, blank the writing, or keep as they are"
     )
+    faces: Literal["note", "deface", "quarantine", "keep"] = Field(
+        "note", description="head series that show a face: say so, cut the face off, set aside, or do not look"
+    )
 
 
 class LabelsConfig(Section):

@@ -12,6 +12,7 @@ import numpy as np
 from ..communicator import Communicator, together
 from ..errors import ConfigError
 from ..privacy.audit import Finding, find_identifiers, rare_combinations
+from ..privacy.faces import face_risk
 from ..shards.manifest import Manifest, Sample, load
 from ..shards.reader import ShardReader
 from . import leaks
@@ -27,6 +28,7 @@ class Described:
 
     sample: str
     print: Fingerprint
+    face: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Report:
         leaks: between splits, in the order of kinds.
         repeated: samples with the voxels of another one of their own split.
         identifiers: places of known identifiers; None if none were given.
+        faces: samples that show a face.
         rare: combinations of modality, site and month that fewer than ``least`` patients share, with their number.
     """
 
@@ -46,10 +49,11 @@ class Report:
     identifiers: tuple[Finding, ...] | None
     rare: tuple[tuple[tuple[str, ...], int], ...]
     least: int
+    faces: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """No leak and no identifier; rare combinations are for people to judge."""
+        """No leak and no identifier; rare combinations and faces are for people to judge."""
         return not self.leaks and not self.identifiers
 
 
@@ -95,14 +99,17 @@ def audit(
     identifiers = communicator.broadcast(together(communicator, search))
     rare = rare_combinations(((sample.patient, properties(sample)) for sample in manifest.samples), least)
     return Report(
-        manifest, (*found, *exact, *like), repeated, None if identifiers is None else tuple(identifiers), tuple(rare), least
-    )
+        manifest, (*found, *exact, *like), repeated, None if identifiers is None else tuple(identifiers), tuple(rare), least,
+        tuple(sorted(item.sample for item in described if item.face)),
+    )  # fmt: skip
 
 
 def describe(reader: ShardReader, sample: Sample) -> Described:
     """Read one image and keep what the audit needs of it."""
     image, _ = reader.read(sample, (0, 0, 0), sample.shape[:3])
-    return Described(sample.id, fingerprint(image, np.array(sample.affine) if sample.geometry == "patient" else None))
+    affine = np.array(sample.affine) if sample.geometry == "patient" else None
+    face = affine is not None and face_risk(image[..., 0], affine).level == "face"
+    return Described(sample.id, fingerprint(image, affine), face)
 
 
 def properties(sample: Sample) -> tuple[str, ...]:

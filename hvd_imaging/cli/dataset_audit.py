@@ -34,7 +34,8 @@ def audit(dataset: Path, known: Path | None, least: int, as_json: bool) -> None:
     """Look in DATASET for leaks between its splits, and for identifiers; exit code 4 if there is one.
 
     Leaks are: the same patient, the same pixels, the same image stored otherwise (perceptual hash), or neighbouring frames of
-    a volume, in two splits. Combinations that fewer than --least patients share are told, and are no reason to fail.
+    a volume, in two splits. Combinations that fewer than --least patients share, and faces in head series, are told, and are no
+    reason to fail.
     """
     from ..audit.run import audit as run
     from ..audit.run import read_known
@@ -73,6 +74,7 @@ def _described(dataset: Path, report: Report) -> dict[str, Any]:
         "identifiers": None if report.identifiers is None else [dataclasses.asdict(found) for found in report.identifiers],
         "rare_combinations": [{"modality": c[0], "site": c[1], "month": c[2], "patients": n} for c, n in report.rare],
         "least": report.least,
+        "faces": list(report.faces),
     }
 
 
@@ -92,6 +94,11 @@ def _say(dataset: Path, report: Report) -> None:
         click.echo(f"identifiers: {len(report.identifiers)} places" if report.identifiers else "identifiers: none found")
         for found in report.identifiers[:_MOST]:
             click.echo(f"  identifier {found.identifier + 1} of the list: {found.kind} of file {found.file + 1} in sorted order")
+    if report.faces:
+        click.echo(
+            f"a face can be seen in {len(report.faces)} sample{'s' * (len(report.faces) != 1)}, first {report.faces[0]}; "
+            "ingest with privacy.faces=deface cuts faces off"
+        )
     if report.rare:
         patients = sum(count for _, count in report.rare)
         click.echo(f"{len(report.rare)} combinations of modality, site and month belong to fewer than {report.least} patients ({patients} in all)")

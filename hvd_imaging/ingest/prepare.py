@@ -18,7 +18,7 @@ import numpy as np
 from ..config import IngestConfig, PreprocessConfig
 from ..errors import DatasetError, SourceError
 from ..preprocess.pipeline import preprocess
-from ..privacy import burned_in
+from ..privacy import burned_in, faces
 from ..privacy.pseudonym import pseudonym, shifted_date
 from ..privacy.redact import Redactor
 from ..shards import manifest as manifests
@@ -33,6 +33,8 @@ from .plan import Before, Staged, stored_bytes
 from .workspace import Workspace
 
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_LEAST_SLICES = 8
+"""A surface needs some."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def prepare(case: Case, job: Job) -> tuple[Record, tuple[str, ...]]:
         mask = None
     if catalog.task == "classification" and case.label is None:
         raise SourceError("no label for this image (ingest with --task unlabelled to keep images without)")
-    volume = without_writing(volume, case, config)
+    volume = without_face(without_writing(volume, case, config), config)
     ready, mask = preprocess(volume, mask, job.settings, reuse=True)
     site, date = place_and_time(case, key)
     record = Record(
@@ -153,6 +155,28 @@ def without_writing(volume: Volume, case: Case, config: IngestConfig) -> Volume:
         array = burned_in.blank(volume.array, boxes)
         volume = dataclasses.replace(volume, array=array, notes=(*volume.notes, f"writing blanked at {len(boxes)} places"))
     return volume
+
+
+def without_face(volume: Volume, config: IngestConfig) -> Volume:
+    """The volume, without a face if ``privacy.faces`` wants that; projections and cines show none.
+
+    Raises:
+        SourceError: it shows one, and such series are to be set aside.
+    """
+    mode = config.privacy.faces
+    if mode == "keep" or volume.geometry != "patient" or volume.shape[0] < _LEAST_SLICES:
+        return volume
+    first = volume.array if volume.array.ndim == 3 else volume.array[..., 0]
+    risk = faces.face_risk(first, volume.affine)
+    if risk.level != "face":
+        return volume
+    if mode == "quarantine":
+        raise SourceError("a face can be seen; privacy.faces=deface cuts it off, keep leaves it")
+    if mode == "note":
+        return dataclasses.replace(volume, notes=(*volume.notes, "a face can be seen; privacy.faces=deface cuts it off"))
+    channels = volume.array[..., np.newaxis] if volume.array.ndim == 3 else volume.array
+    bare = np.stack([faces.deface(channels[..., c], volume.affine, risk) for c in range(channels.shape[3])], axis=3)
+    return dataclasses.replace(volume, array=bare.reshape(volume.array.shape), notes=(*volume.notes, "a face was cut off"))
 
 
 def place_and_time(case: Case, key: bytes) -> tuple[str, str]:
