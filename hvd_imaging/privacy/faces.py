@@ -28,12 +28,14 @@ _CROWN_MM = 80.0
 """Below the vertex: above the nose, which would make the head longer."""
 _BROW = 0.55
 """Depth of the brow below the vertex, in lengths of the head: nasion to vertex is 100 to 110 mm of 190 to 200 in adults."""
+_FOREHEAD_MM = (10.0, 30.0)
+"""Above the brow."""
 _FACE_MM = (10.0, 70.0)
 """Below the brow: eyes to mouth."""
-_NEAR_MM = 20.0
+_NEAR_MM = 18.0
 """A face is not farther behind the forehead than this; what is left of a stripped skull or a cut face is."""
-_CUT_MM = 25.0
-"""The plane lies so far behind the brow's skin: behind eyes, nose and lips, in front of the temporal lobes."""
+_CUT_MM = 22.0
+"""The plane lies so far behind the forehead's skin: behind eyes, nose and lips, in front of the temporal lobes."""
 
 
 @dataclass(frozen=True)
@@ -91,17 +93,16 @@ def face_risk(array: np.ndarray, affine: np.ndarray) -> Risk:
         return Risk("head", "the picture ends above the face")
     middle = round(float(np.flatnonzero(head[largest].any(axis=0)).mean()))
     band = slice(max(middle - round(20 / mm[2]), 0), middle + 1 + round(20 / mm[2]))
-    skin = _front(head[brow : brow + 1, :, band])
-    forehead = _front(head[max(brow - round(50 / mm[0]), top) : brow + 1, :, band]).min()
+    above = slice(max(brow - round(_FOREHEAD_MM[1] / mm[0]), top), max(brow - round(_FOREHEAD_MM[0] / mm[0]), top + 1))
+    forehead = np.median(_front(head[above, :, band]).min(axis=1))
     front = _front(rows[:, :, band]).min(axis=1)
-    if not np.isfinite(skin).any() or ((front - forehead) * mm[1] < _NEAR_MM).sum() * mm[0] < 30:
+    if not np.isfinite(forehead) or ((front - forehead) * mm[1] < _NEAR_MM).sum() * mm[0] < 30:
         return Risk("head", "nothing is in front below the brow: the face was taken out, or is not in the picture")
-    line = float(np.median(skin[np.isfinite(skin)])) * mm[1]
     return Risk(
         "face",
         f"a head of {width:.0f} x {length:.0f} mm with skin in front below the brow",
         brow=min(round(brow * mm[0] / spacing[0]), turned.shape[0]),
-        plane=min(round((line + _CUT_MM) / spacing[1]), turned.shape[1]),
+        plane=min(round((float(forehead) * mm[1] + _CUT_MM) / spacing[1]), turned.shape[1]),
     )
 
 
