@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+import click
+
 from ..errors import ConfigError
 from ..world import World, world_from_environment
 
@@ -89,3 +91,19 @@ def refuse_many_ranks(command: str) -> None:
     size = world_from_environment().size
     if size > 1:
         raise ConfigError(f"`hvd-imaging {command}` is a single process, but {size} ranks were started: run it without mpirun")
+
+
+def listed(title: str, rows: list[tuple[str, str]], most: int = 10) -> None:
+    """A short list on stderr; what was said of several inputs is said once."""
+    if not rows:
+        return
+    click.echo(f"{len(rows)} {title}:", err=True)
+    said: dict[str, list[str]] = {}
+    for path, text in rows:
+        said.setdefault(text, []).append(path)
+    ordered = sorted(said.items(), key=lambda item: -len(item[1]))
+    for text, paths in ordered[:most]:
+        where = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+        click.echo(f"  {where}: {text}", err=True)
+    if left := sum(len(paths) for _, paths in ordered[most:]):
+        click.echo(f"  and {left} of {len(ordered) - most} other kinds", err=True)

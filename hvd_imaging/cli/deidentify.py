@@ -40,7 +40,7 @@ def command(
     from ..errors import PARTIAL, ConfigError
     from ..privacy.profile import RETAINABLE, Options
     from ..world import World
-    from .console import progress, refuse_many_ranks
+    from .console import listed, progress, refuse_many_ranks
 
     refuse_many_ranks("deidentify")
     wanted = {word.strip() for word in retain.split(",") if word.strip()}
@@ -63,9 +63,6 @@ def command(
             f"{outcome.not_dicom} files that are no DICOM objects left behind"
         )
     if outcome.set_aside:
-        for item in outcome.set_aside[:10]:
-            click.echo(f"  {item.file}: {item.reason}", err=True)
-        if len(outcome.set_aside) > 10:
-            click.echo(f"  and {len(outcome.set_aside) - 10} more", err=True)
+        listed("set aside", [(item.file, item.reason) for item in outcome.set_aside])
         click.echo(f"the reasons stand in {out / REPORT}; exit code {PARTIAL}", err=True)
         click.get_current_context().exit(PARTIAL)

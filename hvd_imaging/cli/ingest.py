@@ -66,7 +66,7 @@ def command(
     communicator = connect()
 
     from ..ingest import QUARANTINE, ingest
-    from .console import counter
+    from .console import counter, listed
 
     result = ingest(
         src,
@@ -110,8 +110,8 @@ def command(
             if parent is not None and manifest.version is not None:
                 click.echo(f"since {parent}: " + ", ".join(f"{n} {name}" for name, n in manifest.version.counts.items()))
             click.echo(f"manifest {manifest.hash()}")
-        _list(f"note{'s' * (len(result.notes) != 1)}", [(note.path, note.note) for note in result.notes])
-        _list("set aside", [(item.path, item.reason) for item in result.quarantined])
+        listed(f"note{'s' * (len(result.notes) != 1)}", [(note.path, note.note) for note in result.notes])
+        listed("set aside", [(item.path, item.reason) for item in result.quarantined])
         if result.quarantined:
             click.echo(f"the reasons stand in {dataset / QUARANTINE}; exit code {PARTIAL}", err=True)
         if result.quarantined or result.notes:
@@ -119,19 +119,3 @@ def command(
     if result.quarantined:
         communicator.barrier()  # leaving with a code ends all ranks: not before rank 0 has spoken
         click.get_current_context().exit(PARTIAL)
-
-
-def _list(title: str, rows: list[tuple[str, str]], most: int = 10) -> None:
-    """A short list on stderr; what was said of several inputs is said once."""
-    if not rows:
-        return
-    click.echo(f"{len(rows)} {title}:", err=True)
-    said: dict[str, list[str]] = {}
-    for path, text in rows:
-        said.setdefault(text, []).append(path)
-    ordered = sorted(said.items(), key=lambda item: -len(item[1]))
-    for text, paths in ordered[:most]:
-        where = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
-        click.echo(f"  {where}: {text}", err=True)
-    if left := sum(len(paths) for _, paths in ordered[most:]):
-        click.echo(f"  and {left} of {len(ordered) - most} other kinds", err=True)

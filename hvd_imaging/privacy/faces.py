@@ -66,22 +66,17 @@ def face_risk(array: np.ndarray, affine: np.ndarray) -> Risk:
     turned = _turned(array, order, flips)
     if max(spacing) > _COARSEST_MM:
         return Risk("none", f"voxels of {max(spacing):.1f} mm are too coarse for a face")
-    steps = [max(1, round(_STEP_MM / mm)) for mm in spacing]
-    coarse = turned[tuple(slice(min(step, size) // 2, None, step) for step, size in zip(steps, turned.shape, strict=True))]
-    coarse = coarse.astype(np.float32)
-    mm = np.array(spacing) * steps
-    head = _outline(coarse)
-    if head is None:
+    # A trunk is told by a look at some voxels.
+    shape = _shape(turned, spacing, 3 * _STEP_MM)
+    if shape is not None and (shape.width > _WIDTH_MM[1] + 6 * _STEP_MM or shape.length > _LENGTH_MM[1] + 6 * _STEP_MM):
+        return _no_head(shape.width, shape.length)
+    shape = _shape(turned, spacing, _STEP_MM)
+    if shape is None:
         return Risk("none", "nothing stands out from the background")
-    levels = np.flatnonzero(head.any(axis=(1, 2)))
-    top = int(levels[0])
-    widths, lengths = _extent(head, 2, mm[2]), _extent(head, 1, mm[1])
-    crown = slice(top, top + 1 + round(_CROWN_MM / mm[0]))
-    areas = head[crown].sum(axis=(1, 2))
-    largest = top + int(np.argmax(areas))
-    width, length = float(widths[largest]), float(lengths[largest])
+    head, mm, top, largest = shape.mask, shape.mm, shape.top, shape.largest
+    width, length, areas = shape.width, shape.length, shape.areas
     if not (_WIDTH_MM[0] <= width <= _WIDTH_MM[1] and _LENGTH_MM[0] <= length <= _LENGTH_MM[1]):
-        return Risk("none", f"the largest slice is {width:.0f} mm wide and {length:.0f} mm deep, which no head is")
+        return _no_head(width, length)
     if not _SHAPE[0] <= length / width <= _SHAPE[1]:
         return Risk("none", "the largest slice has not the shape of a head")
     # Where the picture begins below the vertex: as much as an ellipsoid with that first slice would go on.
@@ -104,6 +99,36 @@ def face_risk(array: np.ndarray, affine: np.ndarray) -> Risk:
         brow=min(round(brow * mm[0] / spacing[0]), turned.shape[0]),
         plane=min(round((float(forehead) * mm[1] + _CUT_MM) / spacing[1]), turned.shape[1]),
     )
+
+
+def _no_head(width: float, length: float) -> Risk:
+    return Risk("none", f"the largest slice is {width:.0f} mm wide and {length:.0f} mm deep, which no head is")
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Outline ``mask`` of some voxels, ``mm`` apart; its first slice, the largest one below it, and the size of this one."""
+
+    mask: np.ndarray
+    mm: np.ndarray
+    top: int
+    largest: int
+    areas: np.ndarray
+    width: float
+    length: float
+
+
+def _shape(turned: np.ndarray, spacing: tuple[float, ...], step_mm: float) -> _Shape | None:
+    steps = [max(1, round(step_mm / mm)) for mm in spacing]
+    some = turned[tuple(slice(min(step, size) // 2, None, step) for step, size in zip(steps, turned.shape, strict=True))]
+    mm = np.array(spacing) * steps
+    mask = _outline(some.astype(np.float32))
+    if mask is None:
+        return None
+    top = int(np.flatnonzero(mask.any(axis=(1, 2)))[0])
+    areas = mask[top : top + 1 + round(_CROWN_MM / mm[0])].sum(axis=(1, 2))
+    largest = top + int(np.argmax(areas))
+    return _Shape(mask, mm, top, largest, areas, float(_extent(mask, 2, mm[2])[largest]), float(_extent(mask, 1, mm[1])[largest]))
 
 
 def deface(array: np.ndarray, affine: np.ndarray, risk: Risk) -> np.ndarray:
