@@ -13,6 +13,7 @@ from ..communicator import Communicator, together
 from ..errors import ConfigError
 from ..privacy.audit import Finding, find_identifiers, rare_combinations
 from ..privacy.faces import face_risk
+from ..shards import content
 from ..shards.manifest import Manifest, Sample, load
 from ..shards.reader import ShardReader
 from . import leaks
@@ -94,7 +95,9 @@ def audit(
     like = sorted((leak for part in parts for leak in part), key=lambda leak: (leak.kind != "same image", leak.samples))
 
     def search() -> list[Finding] | None:
-        return find_identifiers(dataset, known) if known is not None and communicator.world.is_root else None
+        if known is None or not communicator.world.is_root:
+            return None
+        return find_identifiers(dataset, known, content.texts, content.values)
 
     identifiers = communicator.broadcast(together(communicator, search))
     rare = rare_combinations(((sample.patient, properties(sample)) for sample in manifest.samples), least)
