@@ -204,7 +204,7 @@ class _Cleaner:
             return DataElement(tag, vr, vocabulary.vendor(text))
         if vr == "UI":
             return DataElement(tag, vr, text) if UID(text).is_valid else None
-        if keyword in DEVICE:
+        if keyword in DEVICE or keyword == "EthnicGroup":
             words = set(re.findall(r"\w+", text.upper()))
             harmless = text.isascii() and text.isprintable() and len(text) <= 64 and not words & self._named
             return DataElement(tag, vr, text) if harmless else None

@@ -25,7 +25,7 @@ class Options:
 
     Attributes:
         retain: "dates": shifted by the patient's own number of days, times as they are; "device": which machine;
-            "characteristics": age, sex, size, weight.
+            "characteristics": age, sex, size, weight, ethnic group.
         burned_in: what to do with images that hold writing.
     """
 
@@ -44,14 +44,20 @@ GROUPS = frozenset({0x0008, 0x0010, 0x0018, 0x0020, 0x0022, 0x0028, 0x0040, 0x00
 overlays, device data) leave as a whole."""
 
 DEVICE = frozenset(
-    ["DeviceSerialNumber", "DeviceUID", "DeviceID", "StationName", "GantryID", "DetectorID", "CassetteID", "PlateID", "GeneratorID", "Manufacturer", "ManufacturerModelName", "SoftwareVersions", "ManufacturerDeviceIdentifier", "DeviceAlternateIdentifier", "DeviceLabel", "XRayDetectorID", "XRayDetectorLabel", "XRaySourceID", "UniqueDeviceIdentifier", "LensMake", "LensModel", "LensSerialNumber", "LensSpecification", "SourceSerialNumber", "SecondaryCaptureDeviceManufacturer", "SecondaryCaptureDeviceManufacturerModelName", "TransducerData", "DateOfLastCalibration", "TimeOfLastCalibration", "DateOfLastDetectorCalibration", "TimeOfLastDetectorCalibration", "CalibrationDateTime", "DateOfManufacture", "DateOfInstallation"]
+    # Those that the option's column of Table E.1-1 keeps; AE titles, which it wants cleaned, leave.
+    ["DeviceSerialNumber", "DeviceUID", "DeviceDescription", "DeviceLabel", "StationName", "GantryID", "DetectorID", "CassetteID", "PlateID", "GeneratorID", "ManufacturerDeviceIdentifier", "ManufacturerDeviceClassUID", "ModifyingDeviceID", "ModifyingSystem", "XRayDetectorID", "XRayDetectorLabel", "XRaySourceID", "UniqueDeviceIdentifier", "UDISequence", "LensMake", "LensModel", "LensSerialNumber", "LensSpecification", "SourceSerialNumber", "SourceManufacturer", "TreatmentMachineName", "TransducerIdentificationSequence", "ScheduledStationName", "ScheduledStationNameCodeSequence", "ScheduledStationGeographicLocationCodeSequence", "ScheduledProcedureStepLocation", "ScheduledStudyLocation", "PerformedStationName", "PerformedStationNameCodeSequence", "PerformedStationGeographicLocationCodeSequence"]
+    # Text that the table does not name.
+    + ["Manufacturer", "ManufacturerModelName", "SoftwareVersions", "DeviceID", "SecondaryCaptureDeviceManufacturer", "SecondaryCaptureDeviceManufacturerModelName", "TransducerData"]
 )
+"""The option's dates of calibration are dates like others: they tell when the examination was."""
 CHARACTERISTICS = frozenset(
-    ["PatientAge", "PatientSex", "PatientSize", "PatientWeight", "PatientBodyMassIndex", "PatientSexNeutered", "PregnancyStatus", "SmokingStatus", "MeasuredAPDimension", "MeasuredLateralDimension"]
+    # Those that the option's column keeps; free text that it wants cleaned (allergies, needs, state) leaves.
+    ["PatientAge", "PatientSex", "PatientSize", "PatientWeight", "PatientSexNeutered", "PregnancyStatus", "SmokingStatus", "EthnicGroup", "EthnicGroupCodeSequence"]
+    # Numbers that the table does not name.
+    + ["PatientBodyMassIndex", "MeasuredAPDimension", "MeasuredLateralDimension"]
 )
-NEVER_DATES = frozenset(
-    ["PatientBirthDate", "PatientBirthTime", "PatientBirthDateInAlternativeCalendar", "PatientDeathDateInAlternativeCalendar", "LastMenstrualDate", "TimezoneOffsetFromUTC"]
-)
+NEVER_DATES = frozenset({"PatientBirthDate", "PatientBirthTime"})
+"""The dates of Table E.1-1 that the options for dates do not keep (the others are not in `GROUPS`)."""
 LABELS = frozenset({"ROIName", "SegmentLabel"})
 NEEDED_TEXT = frozenset({"SegmentAlgorithmName", "ContentLabel", "StructureSetLabel", "DimensionDescriptionLabel"})
 """Required text (type 1): a dummy takes its place."""
@@ -66,22 +72,23 @@ NUMBERS = frozenset({"US", "SS", "UL", "SL", "UV", "SV", "FL", "FD", "AT"})
 DATES = frozenset({"DA", "DT", "TM"})
 
 SAFE_PRIVATE: dict[tuple[int, str, int], str] = {
-    # (group, creator in upper case, last byte of the element): VR. Numbers of PS3.15 Table E.3.10-1, as PixelMed's
-    # ClinicalTrialsAttributes has it too.
+    # (group, creator in upper case, last byte of the element): VR. Numbers of PS3.15 Table E.3.10-1 that measuring needs.
     (0x7053, "PHILIPS PET PRIVATE GROUP", 0x00): "DS",  # SUV factor
     (0x7053, "PHILIPS PET PRIVATE GROUP", 0x09): "DS",  # activity concentration factor
+    (0x2001, "PHILIPS IMAGING DD 001", 0x03): "FL",  # b-value
+    (0x2005, "PHILIPS MR IMAGING DD 001", 0x0D): "FL",  # scale intercept
+    (0x2005, "PHILIPS MR IMAGING DD 001", 0x0E): "FL",  # scale slope
     (0x0019, "GEMS_ACQU_01", 0x23): "DS",  # table speed
     (0x0019, "GEMS_ACQU_01", 0x24): "DS",  # mid scan time
     (0x0019, "GEMS_ACQU_01", 0x27): "DS",  # rotation speed
-}
-NEEDED_PRIVATE: dict[tuple[int, str, int], str] = {
-    # Not in that list as far as is known, but numbers without which diffusion and mosaics can not be read.
-    (0x2001, "PHILIPS IMAGING DD 001", 0x03): "FL",  # b-value
     (0x0043, "GEMS_PARM_01", 0x39): "IS",  # b-values
-    (0x0019, "SIEMENS MR HEADER", 0x0A): "US",  # tiles of a mosaic
     (0x0019, "SIEMENS MR HEADER", 0x0C): "IS",  # b-value
     (0x0019, "SIEMENS MR HEADER", 0x0E): "FD",  # diffusion direction
     (0x0019, "SIEMENS MR HEADER", 0x27): "FD",  # b-matrix
+}
+NEEDED_PRIVATE: dict[tuple[int, str, int], str] = {
+    # Not in that table, but a number without which a mosaic can not be read.
+    (0x0019, "SIEMENS MR HEADER", 0x0A): "US",  # tiles of a mosaic
 }
 
 
@@ -112,15 +119,14 @@ def action(tag: int, keyword: str, vr: str, retired: bool, options: Options) -> 
         retired: by the dictionary.
     """
     group, code = tag >> 16, table().get(tag)
+    if keyword in DEVICE and "device" in options.retain:
+        return "keep"  # also device UIDs: they are the identity that is to be retained
     if not keyword or tag & 0xFFFF == 0 or (group not in GROUPS and keyword not in NEEDED_TEXT):
         return "remove"
     if keyword in CHARACTERISTICS and "characteristics" in options.retain:
         return "keep"
-    if keyword in DEVICE and vr not in DATES:
-        if "device" in options.retain:
-            return "keep"  # also device UIDs: they are the identity that is to be retained
-        if code is None:
-            return "keep" if keyword == "Manufacturer" else "remove"
+    if keyword in DEVICE and code is None:
+        return "keep" if keyword == "Manufacturer" else "remove"
     if keyword in LABELS:
         return "keep"
     if vr in DATES and "dates" in options.retain and keyword not in NEVER_DATES:

@@ -18,7 +18,7 @@ from pydicom.sequence import Sequence
 from hvd_imaging.errors import DatasetError, SourceError
 from hvd_imaging.privacy import folder, pixels, vocabulary
 from hvd_imaging.privacy.deidentify import deidentify, mapped_uid
-from hvd_imaging.privacy.profile import Options, action, table
+from hvd_imaging.privacy.profile import CHARACTERISTICS, DEVICE, Options, action, table
 from hvd_imaging.privacy.pseudonym import pseudonym, shifted_date
 from hvd_imaging.sources.headers import read_header
 from hvd_imaging.sources.pixels import stored_values
@@ -138,10 +138,10 @@ def test_the_method_claims_what_was_done():
         return {item.CodeValue for item in ds.DeidentificationMethodCodeSequence}
 
     safe, needed = image(), image()
-    safe.private_block(0x0019, "GEMS_ACQU_01", create=True).add_new(0x23, "DS", "5")
-    needed.private_block(0x0019, "SIEMENS MR HEADER", create=True).add_new(0x0C, "IS", "1000")
+    safe.private_block(0x0019, "SIEMENS MR HEADER", create=True).add_new(0x0C, "IS", "1000")
+    needed.private_block(0x0019, "SIEMENS MR HEADER", create=True).add_new(0x0A, "US", 36)
     clean, other = deidentify(safe, KEY), deidentify(needed, KEY)
-    assert clean[0x00191023].value == 5 and other[0x0019100C].value == 1000
+    assert clean[0x0019100C].value == 1000 and other[0x0019100A].value == 36
     assert "113111" in codes(clean) and "113111" not in codes(other) | codes(deidentify(image(), KEY))
     assert "113101" not in codes(clean)
     pixels.clean(clean, Options(burned_in="keep"))
@@ -160,6 +160,27 @@ def test_device_and_characteristics_only_where_asked_for():
     assert (kept.PatientAge, kept.PatientSex, kept.PatientWeight, kept.DeviceSerialNumber) == ("090Y", "F", 61.2, "SN 5")
     assert kept.ManufacturerModelName == "Force"
     assert "StationName" not in kept  # it carries the patient's number
+
+
+def test_options_keep_what_the_standard_lists():
+    from pydicom.datadict import dictionary_is_retired, dictionary_VR, tag_for_keyword
+
+    for names, option in ((DEVICE, "device"), (CHARACTERISTICS, "characteristics")):
+        for name in names:
+            tag = tag_for_keyword(name)
+            assert tag is not None, name
+            arguments = (tag, name, dictionary_VR(tag), dictionary_is_retired(tag))
+            assert action(*arguments, Options(frozenset({option}))) == "keep", name
+            assert action(*arguments, Options()) != "keep" or name == "Manufacturer" or name.startswith("Measured"), name
+    item = Dataset()
+    item.UniqueDeviceIdentifier, item.PatientName = "(01)00844868017264", "Meier"
+    ds = image(UDISequence=Sequence([item]), EthnicGroup="4711", PatientSexNeutered="ALTERED", LastMenstrualDate="20200228", StationAETitle="A")
+    kept = deidentify(ds, KEY, EVERYTHING)
+    assert kept.UDISequence[0].UniqueDeviceIdentifier == "(01)00844868017264" and kept.UDISequence[0].PatientName == ""
+    assert kept.PatientSexNeutered == "ALTERED" and kept.LastMenstrualDate not in ("", "20200228") and "StationAETitle" not in kept
+    assert "EthnicGroup" not in kept  # it carries the patient's number
+    bare = deidentify(ds, KEY)
+    assert not {"UDISequence", "LastMenstrualDate", "EthnicGroup"} & {e.keyword for e in bare} and bare.PatientSexNeutered == ""
 
 
 def test_private_tags_leave_but_for_safe_numbers():
