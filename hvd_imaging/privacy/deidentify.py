@@ -137,6 +137,7 @@ class _Cleaner:
         self._options = options
         self._patient = patient
         self._named = named
+        self._numbers = frozenset(word.lstrip("0") for word in named if word.isdigit())
 
     def clean(self, ds: Dataset, depth: int = 0) -> Dataset:
         if depth > 16:
@@ -184,6 +185,8 @@ class _Cleaner:
             numbers = [part.strip() for part in text.split("\\")]
             if not all(_is_number(n, vr, keyword) for n in numbers):
                 return None
+            if any(len(n) > 4 and n.lstrip("0") in self._numbers for n in numbers):
+                return DataElement(tag, vr, "")  # the number of the patient or the examination once more
             # A large measurement keeps four digits: all of them could be the number of a person.
             numbers = [f"{float(n):.4g}" if n and abs(float(n)) >= 1e7 else n for n in numbers]
             return DataElement(tag, vr, "\\".join(numbers))

@@ -193,6 +193,10 @@ def _used_bits(data: bytes, allocated: int, stored: int, high: int, signed: bool
     return array.tobytes()
 
 
+_CODING = frozenset({*range(0xC0, 0xC8), *range(0xC9, 0xD0), *range(0xDA, 0xE0), 0xF7, 0xF8})
+"""Marker segments that decoding needs (T.81 Table B.1, T.87 C.1.1); all others can hold anything."""
+
+
 def strip_jpeg(frame: bytes) -> bytes:
     """A JPEG or JPEG-LS image without comments, application data and bytes behind its end (ITU-T T.81 B.1).
 
@@ -216,7 +220,7 @@ def strip_jpeg(frame: bytes) -> bytes:
         if length < 2 or end > len(frame):
             raise SourceError("a compressed frame is damaged")
         body = frame[position + 4 : end]
-        if marker == 0xFE or 0xE0 <= marker <= 0xEF:
+        if marker not in _CODING:
             colours = (marker == 0xEE and body[:5] == b"Adobe" and len(body) == 12) or (marker == 0xE8 and body[:4] == b"mrfx" and len(body) == 5)
             if colours or (marker == 0xE0 and body[:5] == b"JFIF\0" and len(body) == 14):
                 result.append(frame[position:end])
@@ -246,21 +250,34 @@ def strip_jpeg_2000(frame: bytes) -> bytes:
     position = frame.find(b"\xff\x4f\xff\x51")
     if position < 0:
         raise SourceError("a compressed frame is no JPEG 2000 codestream")
-    result, position = [b"\xff\x4f"], position + 2
-    while frame[position : position + 2] != b"\xff\x90":  # the first tile-part
-        length = int.from_bytes(frame[position + 2 : position + 4], "big")
-        if frame[position] != 0xFF or length < 2 or position + 2 + length > len(frame):
-            raise SourceError("a compressed frame is damaged")
-        if frame[position + 1] != 0x64:
-            result.append(frame[position : position + 2 + length])
-        position += 2 + length
-    while frame[position : position + 2] == b"\xff\x90":
+    # Lengths of tile-parts (TLM) are told twice: without them no comment's length has to be taken off there.
+    header, position = _without(frame, position + 2, b"\xff\x90", (0x64, 0x55))
+    result = [b"\xff\x4f", header]
+    while frame[position : position + 2] == b"\xff\x90":  # a tile-part
         length = int.from_bytes(frame[position + 6 : position + 10], "big")
         end = frame.rfind(b"\xff\xd9") if length == 0 else position + length
         if end <= position or end > len(frame):
             end = len(frame)
-        result.append(frame[position:end])
+        header, data = _without(frame, position + 12, b"\xff\x93", (0x64,))
+        if data > end:
+            raise SourceError("a compressed frame is damaged")
+        whole = 12 + len(header) + end - data if length else 0
+        result += [frame[position : position + 6], whole.to_bytes(4, "big"), frame[position + 10 : position + 12], header]
+        result.append(frame[data:end])
         position = end
     result.append(b"\xff\xd9")
     stripped = b"".join(result)
     return stripped + b"\0" * (len(stripped) % 2)
+
+
+def _without(frame: bytes, position: int, stop: bytes, left_out: tuple[int, ...]) -> tuple[bytes, int]:
+    """Marker segments from ``position`` up to the marker ``stop``, without some, and the place of that marker."""
+    result = []
+    while frame[position : position + 2] != stop:
+        length = int.from_bytes(frame[position + 2 : position + 4], "big")
+        if frame[position : position + 1] != b"\xff" or length < 2 or position + 2 + length > len(frame):
+            raise SourceError("a compressed frame is damaged")
+        if frame[position + 1] not in left_out:
+            result.append(frame[position : position + 2 + length])
+        position += 2 + length
+    return b"".join(result), position

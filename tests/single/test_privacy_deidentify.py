@@ -285,6 +285,48 @@ def test_comments_of_compressed_frames_leave():
             assert pixels.strip_jpeg(broken) is None
 
 
+def test_comments_of_jpeg_2000_leave():
+    import imagecodecs
+
+    image = (np.indices((64, 64)).sum(0) % 200).astype(np.uint8)
+    plain = imagecodecs.jpeg2k_encode(image, codecformat="J2K", reversible=True)
+
+    def comment(text):
+        return b"\xff\x64" + (len(text) + 4).to_bytes(2, "big") + b"\0\1" + text
+
+    tile = plain.index(b"\xff\x90")
+    length = int.from_bytes(plain[tile + 6 : tile + 10], "big")
+    planted_one = comment(b"Meier main")
+    inner = comment(b"Meier tile")
+    part = plain[tile : tile + 6] + (length + len(inner) if length else 0).to_bytes(4, "big") + plain[tile + 10 : tile + 12] + inner
+    data = plain[:tile] + planted_one + part + plain[tile + 12 :]
+    assert np.array_equal(imagecodecs.jpeg2k_decode(data), image)
+    stripped = pixels.strip_jpeg_2000(data + b"Meier")
+    assert data.count(b"Meier") == 2 and b"Meier" not in stripped
+    assert np.array_equal(imagecodecs.jpeg2k_decode(stripped), image)
+    assert pixels.strip_jpeg_2000(stripped) == stripped
+    for broken in (b"", data[:60], data[: tile + 20], b"Meier"):
+        with pytest.raises(SourceError):
+            pixels.strip_jpeg_2000(broken)
+
+
+def test_segments_that_nobody_reads_leave_a_jpeg():
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(np.eye(32, dtype=np.uint8) * 200).save(buffer, "JPEG")
+    data = buffer.getvalue()
+    strange = b"\xff\xf0\x00\x07Meier"
+    stripped = pixels.strip_jpeg(data[:2] + strange + data[2:])
+    assert b"Meier" not in stripped and np.array_equal(np.asarray(Image.open(io.BytesIO(stripped))), np.asarray(Image.open(io.BytesIO(data))))
+
+
+def test_the_patients_number_is_not_kept_as_another_number():
+    clean = deidentify(image(PatientID="0081234", AccessionNumber="555777", SeriesNumber="81234", AcquisitionNumber="555777", InstanceNumber="7"), KEY)
+    assert [str(clean[name].value or "") for name in ("SeriesNumber", "AcquisitionNumber", "InstanceNumber")] == ["", "", "7"]
+    assert str(deidentify(image(PatientID="120", KVP="120"), KEY).KVP) == "120"
+
+
 def test_long_numbers_are_not_kept_whole():
     clean = deidentify(image(RadionuclideTotalDose="731743095533898", DistanceSourceToDetector="731743095533", KVP="120.5"), KEY)
     assert str(clean.RadionuclideTotalDose) == "7.317e+14" and "DistanceSourceToDetector" not in clean and clean.KVP == 120.5
