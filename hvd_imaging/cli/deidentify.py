@@ -11,7 +11,7 @@ import click
     epilog="""\b
 Examples:
   hvd-imaging deidentify archive shared --key-file ~/secret/project.key
-  hvd-imaging deidentify archive shared --retain dates,characteristics --burned-in blank
+  hvd-imaging deidentify archive shared --retain dates,characteristics --burned-in blank --deface
 \b
 What can not be cleaned is set aside in OUT/quarantine.json, by reference; the exit code is then 10. Which file a
 reference stands for is in OUT's name + .files.json beside the key: keep both to yourself.
@@ -28,9 +28,10 @@ reference stands for is in OUT's name + .files.json beside the key: keep both to
     show_default=True,
     help="Images with writing in their pixels.",
 )
+@click.option("--deface", is_flag=True, help="Cut faces off head series of CT and MR.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
-    src: Path, out: Path, key_file: Path | None, retain: str, burned_in: str, as_json: bool
+    src: Path, out: Path, key_file: Path | None, retain: str, burned_in: str, deface: bool, as_json: bool
 ) -> None:
     """Copy the DICOM objects in SRC to the new folder OUT without what identifies (PS3.15 Annex E, basic profile).
 
@@ -46,7 +47,7 @@ def command(
     wanted = {word.strip() for word in retain.split(",") if word.strip()}
     if not wanted <= set(RETAINABLE):
         raise ConfigError(f"--retain: expected some of {', '.join(RETAINABLE)}, found a word that is none of them")
-    options = Options(frozenset(name for name in RETAINABLE if name in wanted), burned_in)  # type: ignore[arg-type]
+    options = Options(frozenset(name for name in RETAINABLE if name in wanted), burned_in, deface)  # type: ignore[arg-type]
 
     from ..privacy.folder import REPORT, run
 
@@ -58,7 +59,8 @@ def command(
         click.echo(json.dumps({"out": str(out), **dataclasses.asdict(outcome)}, indent=1))
     else:
         click.echo(
-            f"{out}: {outcome.written} files of {outcome.patients} patients, {outcome.blanked} with writing blanked; "
+            f"{out}: {outcome.written} files of {outcome.patients} patients, {outcome.blanked} with writing blanked"
+            f"{f', {outcome.defaced} without their face' if deface else ''}; "
             f"{len(outcome.set_aside)} set aside, "
             f"{outcome.not_dicom} files that are no DICOM objects left behind"
         )

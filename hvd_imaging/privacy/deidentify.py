@@ -291,6 +291,12 @@ def mark_pixels(ds: Dataset) -> None:
     ds.DeidentificationMethodCodeSequence.insert(1, _coded("DCM", "113101", "Clean Pixel Data Option"))
 
 
+def mark_face(ds: Dataset) -> None:
+    """The face that the series of this object showed is gone."""
+    ds.DeidentificationMethodCodeSequence.append(_coded("DCM", "113102", "Clean Recognizable Visual Features Option"))
+    ds.RecognizableVisualFeatures = "NO"
+
+
 def _private_names(ds: Dataset) -> Iterator[tuple[int, str, int]]:
     """Private elements of a clean object, nested ones too, as `SAFE_PRIVATE` names them."""
     for element in ds.iterall():

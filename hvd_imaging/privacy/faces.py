@@ -131,16 +131,21 @@ def _shape(turned: np.ndarray, spacing: tuple[float, ...], step_mm: float) -> _S
     return _Shape(mask, mm, top, largest, areas, float(_extent(mask, 2, mm[2])[largest]), float(_extent(mask, 1, mm[1])[largest]))
 
 
+def face_region(shape: tuple[int, ...], affine: np.ndarray, risk: Risk) -> np.ndarray:
+    """bool (D, H, W): the voxels that `deface` takes."""
+    region = np.zeros(shape, bool)
+    order, flips, _ = _turn(affine)
+    _turned(region, order, flips)[risk.brow :, : risk.plane] = True
+    return region
+
+
 def deface(array: np.ndarray, affine: np.ndarray, risk: Risk) -> np.ndarray:
     """A copy of ``array`` whose voxels in front of the plane below the brow are the darkest ones.
 
     Args:
         risk: of `face_risk` for this volume, with the level "face".
     """
-    result = np.array(array)
-    order, flips, _ = _turn(affine)
-    _turned(result, order, flips)[risk.brow :, : risk.plane] = array.min()
-    return result
+    return np.where(face_region(array.shape, affine, risk), array.min(), array)
 
 
 def _turn(affine: np.ndarray) -> tuple[tuple[int, ...], tuple[bool, ...], tuple[float, ...]]:

@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset
 from ..errors import DatasetError, SourceError
 from ..files import atomic_folder, write_json
 from . import pixels
+from .deface import deface_series
 from .deidentify import DIRECTORY, deidentify, patient_of
 from .profile import RETAINABLE, Options, table
 from .pseudonym import load_or_make_key, pseudonym
@@ -40,11 +41,13 @@ class Outcome:
     Attributes:
         written: files.
         blanked: of these, with writing blanked.
+        defaced: of these, of a volume whose face was cut off.
         not_dicom: files without a copy because they are not DICOM images (or a DICOMDIR).
     """
 
     written: int = 0
     blanked: int = 0
+    defaced: int = 0
     patients: int = 0
     not_dicom: int = 0
     set_aside: list[SetAside] = field(default_factory=list)
@@ -92,7 +95,7 @@ def run(
     outcome = Outcome()
     paths = [path for path in _walk(src) if path.resolve() != key_path.resolve()]
     show = progress or (lambda items, _: items)
-    patients: set[str] = set()
+    copies: dict[Path, tuple[Path, str]] = {}
     try:
         with silent(), atomic_folder(out) as building:
             for path in show(paths, "de-identifying"):
@@ -104,12 +107,15 @@ def run(
                     if str(getattr(ds, "file_meta", {}).get("MediaStorageSOPClassUID", "")) == DIRECTORY:
                         outcome.not_dicom += 1
                         continue
-                    outcome.blanked += _copy(ds, building, key, options) == "blanked"
-                    patients.add(pseudonym(key, "patient", patient_of(ds)))
-                    outcome.written += 1
+                    target, done = _copy(ds, building, key, options)
+                    copies[target] = path, done
                 except SourceError as error:
                     outcome.set_aside.append(SetAside(redactor.reference(path), redactor.text(str(error), [path])))
-            outcome.patients = len(patients)
+            if options.deface:
+                _deface(copies, outcome, redactor)
+            outcome.written = len(copies)
+            outcome.blanked = sum(done == "blanked" for _, done in copies.values())
+            outcome.patients = len({target.relative_to(building).parts[0] for target in copies})
             redactor.save(key_path.with_name(f"{out.name}.files.json"))
             if not outcome.written:
                 raise SourceError(_nothing(outcome))
@@ -119,6 +125,7 @@ def run(
                     "profile": "PS3.15 Annex E, basic profile",
                     "retained": [name for name in RETAINABLE if name in options.retain],
                     "burned_in": options.burned_in,
+                    "faces": "cut off" if options.deface else "not looked for",
                     "quarantined": [asdict(item) for item in outcome.set_aside],
                 },
             )
@@ -178,7 +185,28 @@ def _read(path: Path) -> Dataset:
         raise SourceError(f"damaged or truncated DICOM ({type(error).__name__})") from None
 
 
-def _copy(ds: Dataset, building: Path, key: bytes, options: Options) -> str:
+def _deface(copies: dict[Path, tuple[Path, str]], outcome: Outcome, redactor: Redactor) -> None:
+    """Cut off faces, series by series; what can not be looked at is taken out of the copies."""
+    series: dict[Path, list[Path]] = {}
+    for target in copies:
+        series.setdefault(target.parent, []).append(target)
+    for folder, files in series.items():
+        try:
+            outcome.defaced += len(deface_series(files))
+        except OSError:
+            raise
+        except Exception as error:
+            reason = str(error) if isinstance(error, SourceError) else f"--deface: can not be searched ({type(error).__name__})"
+            for target in files:
+                outcome.set_aside.append(SetAside(redactor.reference(copies.pop(target)[0]), reason))
+                target.unlink()
+            for parent in (folder, folder.parent, folder.parent.parent):
+                if not any(parent.iterdir()):
+                    parent.rmdir()
+
+
+def _copy(ds: Dataset, building: Path, key: bytes, options: Options) -> tuple[Path, str]:
+    """Where the clean object was written, and what was done to its pixels."""
     try:
         clean = deidentify(ds, key, options)
         done = pixels.clean(clean, options, str(ds.get("BurnedInAnnotation", "") or ""))
@@ -201,4 +229,4 @@ def _copy(ds: Dataset, building: Path, key: bytes, options: Options) -> str:
         raise
     except Exception as error:
         raise SourceError(f"can not be de-identified ({type(error).__name__})") from None
-    return done
+    return target, done

@@ -135,12 +135,33 @@ def _blank(ds: Dataset, boxes: list[Box]) -> None:
             # Whatever the colours were stored as: RGB, pixel by pixel.
             ds.PhotometricInterpretation, ds.PlanarConfiguration = "RGB", 0
         dark = int(array.max()) if ds.PhotometricInterpretation == "MONOCHROME1" else None
-        array = blank(array, boxes, dark)
-        ds.PixelData = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        store(ds, blank(array, boxes, dark))
     except HvdImagingError:
         raise
     except Exception as error:
         raise SourceError(f"writing in the pixels can not be blanked ({type(error).__name__})") from None
+
+
+def stored(ds: Dataset) -> np.ndarray:
+    """Stored values of an image of one frame and one sample, (H, W), a new array.
+
+    Raises:
+        SourceError: they can not be decoded.
+    """
+    try:
+        (frame,) = _stored(ds)
+        if frame.ndim != 2 or frame.dtype.kind not in "iu":
+            raise SourceError("the pixels are no grey values in whole numbers")
+        return np.array(frame)
+    except HvdImagingError:
+        raise
+    except Exception as error:
+        raise SourceError(f"the pixels can not be decoded ({type(error).__name__})") from None
+
+
+def store(ds: Dataset, array: np.ndarray) -> None:
+    """Stored values as pixel data that is not compressed."""
+    ds.PixelData = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
     if len(ds.PixelData) % 2:
         ds.PixelData += b"\0"
     ds["PixelData"].VR = "OW" if ds.BitsAllocated > 8 else "OB"

@@ -27,10 +27,12 @@ class Options:
         retain: "dates": shifted by the patient's own number of days, times as they are; "device": which machine;
             "characteristics": age, sex, size, weight, ethnic group.
         burned_in: what to do with images that hold writing.
+        deface: cut faces off the head series of CT and MR.
     """
 
     retain: frozenset[Retained] = frozenset()
     burned_in: Mode = "quarantine"
+    deface: bool = False
 
 
 _NAMES = {

@@ -108,6 +108,57 @@ def test_what_is_no_face():
         assert face_risk(patient.anatomy.hu(points).astype(np.float32), patient.acquisition.affine).level == "none"
 
 
+def series(folder, array, spacing, study, **more):
+    """CT files of a volume whose axes are (down, back, left)."""
+    import planted
+
+    names = planted._Names(study)
+    for number, plane in enumerate(array):
+        ds = planted._image(names, "4711", number)
+        ds.StudyInstanceUID, ds.SeriesInstanceUID = f"1.2.{study}", f"1.2.{study}.1"
+        ds.Rows, ds.Columns = plane.shape
+        ds.PixelSpacing, ds.ImagePositionPatient = list(spacing[1:]), [0, 0, -spacing[0] * number]
+        ds.PixelRepresentation, ds.BitsStored, ds.HighBit = 1, 16, 15
+        ds.PixelData = (plane + 1024).round().astype("<i2").tobytes()
+        for name, value in more.items():
+            setattr(ds, name, value)
+        planted._save(ds, folder / f"{study}-{number}.dcm", names)
+
+
+def test_deidentify_cuts_faces_off(tmp_path):
+    import pydicom
+    from click.testing import CliRunner
+
+    from hvd_imaging.cli.deidentify import command
+    from hvd_imaging.sources.dicom import read_series, scan_dicom
+    from hvd_imaging.sources.phantom import draw_patient
+
+    spacing = (4.0, 3.0, 3.0)
+    array, brain, nose = head(spacing)
+    series(tmp_path / "in", array, spacing, 1)
+    trunk = draw_patient(4, 0)
+    trunk = trunk.anatomy.hu(trunk.acquisition.points()).astype(np.float32)[:, ::4, ::4]
+    series(tmp_path / "in", trunk, (3.0, 3.0, 3.0), 2)
+    series(tmp_path / "in", array[:2], spacing, 3, NumberOfFrames=1)
+    done = CliRunner().invoke(command, [str(tmp_path / "in"), str(tmp_path / "out"), "--deface"])
+    assert done.exit_code == 10, done.output
+    assert f"{len(array) + len(trunk)} files of 1 patients" in done.output and f"{len(array)} without their face" in done.output
+    assert "many frames in a file" in done.output and len(list((tmp_path / "out").rglob("*.dcm"))) == len(array) + len(trunk)
+    found = {len(one.files): read_series(one, "stored") for one in scan_dicom(tmp_path / "out").series}
+    volume = found[len(array)]
+    bare = (volume.array[::-1] if volume.affine[2, 0] > 0 else volume.array) - 1024
+    assert (bare[nose] == bare.min()).mean() > 0.9 and np.abs(bare - array)[brain].max() <= 1
+    assert face_risk(volume.array, volume.affine).level == "head"
+    other = found[len(trunk)]
+    assert np.abs((other.array[::-1] if other.affine[2, 0] > 0 else other.array) - 1024 - trunk).max() <= 1
+    claims = {}
+    for path in (tmp_path / "out").rglob("*.dcm"):
+        ds = pydicom.dcmread(path)
+        claimed = "113102" in [item.CodeValue for item in ds.DeidentificationMethodCodeSequence]
+        claims.setdefault(ds.SeriesInstanceUID, set()).add((claimed, ds.get("RecognizableVisualFeatures")))
+    assert sorted(claims.values(), key=str) == [{(False, None)}, {(True, "NO")}]
+
+
 @pytest.mark.shared
 def test_real_images(shared_data):
     """Two brain MR series of thick slices with noses in them, and a chest."""
