@@ -160,13 +160,15 @@ def stored(ds: Dataset) -> np.ndarray:
 
 
 def store(ds: Dataset, array: np.ndarray) -> None:
-    """Stored values as pixel data that is not compressed."""
-    ds.PixelData = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+    """Stored values as pixel data that is not compressed; big-endian objects stay so, as their tables have that order too."""
+    big = ds.file_meta.TransferSyntaxUID == ExplicitVRBigEndian
+    ds.PixelData = array.astype(array.dtype.newbyteorder(">" if big else "<"), copy=False).tobytes()
     if len(ds.PixelData) % 2:
         ds.PixelData += b"\0"
     ds["PixelData"].VR = "OW" if ds.BitsAllocated > 8 else "OB"
     ds["PixelData"].is_undefined_length = False
-    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    if not big:
+        ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
 
 
 def _trim(ds: Dataset) -> None:

@@ -108,9 +108,10 @@ def test_what_is_no_face():
         assert face_risk(patient.anatomy.hu(points).astype(np.float32), patient.acquisition.affine).level == "none"
 
 
-def series(folder, array, spacing, study, **more):
+def series(folder, array, spacing, study, big=False, **more):
     """CT files of a volume whose axes are (down, back, left)."""
     import planted
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
     names = planted._Names(study)
     for number, plane in enumerate(array):
@@ -119,13 +120,14 @@ def series(folder, array, spacing, study, **more):
         ds.Rows, ds.Columns = plane.shape
         ds.PixelSpacing, ds.ImagePositionPatient = list(spacing[1:]), [0, 0, -spacing[0] * number]
         ds.PixelRepresentation, ds.BitsStored, ds.HighBit = 1, 16, 15
-        ds.PixelData = (plane + 1024).round().astype("<i2").tobytes()
+        ds.PixelData = (plane + 1024).round().astype(">i2" if big else "<i2").tobytes()
         for name, value in more.items():
             setattr(ds, name, value)
-        planted._save(ds, folder / f"{study}-{number}.dcm", names)
+        planted._save(ds, folder / f"{study}-{number}.dcm", names, ExplicitVRBigEndian if big else ExplicitVRLittleEndian)
 
 
-def test_deidentify_cuts_faces_off(tmp_path):
+@pytest.mark.parametrize("big", [False, True])
+def test_deidentify_cuts_faces_off(tmp_path, big):
     import pydicom
     from click.testing import CliRunner
 
@@ -135,7 +137,7 @@ def test_deidentify_cuts_faces_off(tmp_path):
 
     spacing = (4.0, 3.0, 3.0)
     array, brain, nose = head(spacing)
-    series(tmp_path / "in", array, spacing, 1)
+    series(tmp_path / "in", array, spacing, 1, big)
     trunk = draw_patient(4, 0)
     trunk = trunk.anatomy.hu(trunk.acquisition.points()).astype(np.float32)[:, ::4, ::4]
     series(tmp_path / "in", trunk, (3.0, 3.0, 3.0), 2)
