@@ -57,7 +57,8 @@ class DepthWindow(_Planes):
     """Neighbouring planes become channels: ``(N * D, H, W, C)`` -> ``(N * Do, H, W, size * C)``.
 
     Output plane ``o`` holds planes ``o * stride + k * dilation - before`` for k = 0 .. size - 1, plane after plane; outside of the
-    volume they are zeros. Do = (before + D + after - dilation * (size - 1) - 1) // stride + 1.
+    volume they are zeros. Do = (before + D + after - dilation * (size - 1) - 1) // stride + 1. ``before`` and ``after`` may be
+    negative: so many planes are left out.
     """
 
     def __init__(
@@ -75,13 +76,13 @@ class DepthWindow(_Planes):
         alone = self._alone(x)
         x = x if alone else self._unfold(x)
         axis = 0 if alone else 1
-        if self.before or self.after:
+        if self.before > 0 or self.after > 0:
             pads = [[0, 0] for _ in x.shape]
-            pads[axis] = [self.before, self.after]
+            pads[axis] = [max(self.before, 0), max(self.after, 0)]
             x = tf.pad(x, pads)
         found = []
         for k in range(self.size):
-            first = k * self.dilation
+            first = k * self.dilation + max(-self.before, 0)
             part = slice(first, first + (self.depth_out - 1) * self.stride + 1, self.stride)
             found.append(x[part] if alone else x[:, part])
         x = tf.concat(found, -1) if len(found) > 1 else found[0]
