@@ -29,9 +29,8 @@ PRIMARY = {"segmentation": "dice", "classification": "accuracy"}
 """The figure without which nothing can be judged."""
 JUDGED = {"segmentation": ("dice",), "classification": ("accuracy", "recall", "auc")}
 """What ``metric_loss`` holds for: a classifier that keeps its accuracy but finds fewer of the ill is not released."""
-NAMES = {"dice": "Dice", "hd95_mm": "HD95", "accuracy": "accuracy", "recall": "recall", "auc": "AUC"}
-UNITS = {"hd95_mm": "mm"}
-"""Of differences; all others are in points (1 point = 0.01)."""
+SHOWN = {"segmentation": ("dice", "hd95_mm"), "classification": ("accuracy", "recall", "auc")}
+NAMES = {"dice": "Dice", "hd95_mm": "HD95 (mm)", "accuracy": "accuracy", "recall": "recall", "auc": "AUC"}
 THREADS = {"one": "1 thread", "all": "all threads"}
 
 
@@ -127,14 +126,32 @@ def measured(
         **{name: row.get(name) for name in ("bytes", "gzip_bytes", "peak_bytes")},
         **{name: (counts or {}).get(name) for name in ("parameters", "zeros", "macs")},
         latency_ms=dict(row.get("latency_ms", {})),
-        metrics={
-            name: {key: value for key, value in report["mean"][name].items() if key != "per_class"}
-            for name in NAMES
-            if name in report.get("mean", {})
-        },
+        metrics=_metrics(report) if report else {},
         differences=compare(reference, report) if report and reference else {},
         reason=row.get("reason", ""),
     )
+
+
+def _metrics(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The shown figures of a report, and Dice of each class where there are several."""
+    found = {}
+    for name in SHOWN[report["task"]]:
+        estimate = report["mean"][name]
+        found[name] = {key: value for key, value in estimate.items() if key != "per_class"}
+        if name == "dice" and len(estimate["per_class"]) > 1:
+            found |= {of_class(name, label): dict(inner) for label, inner in estimate["per_class"].items()}
+    return found
+
+
+def of_class(figure: str, label: str) -> str:
+    """The key of one class's figure."""
+    return f"{figure}: {label}"
+
+
+def figure_name(key: str) -> str:
+    """How a figure is called in tables; of a class, by `of_class`, too."""
+    figure, separator, label = key.partition(": ")
+    return NAMES[figure] + separator + label
 
 
 # --- the metric -----------------------------------------------------------------------------------------------------
@@ -146,7 +163,7 @@ def compare(reference: Mapping[str, Any], candidate: Mapping[str, Any]) -> dict[
     segmentation
         ``dice``: mean over the cases of the mean over classes. A class that is neither there nor found has no Dice; where
         only one model has none, it was right and the other one invented something: its answer counts as 1, so that
-        inventions cost. ``hd95_mm``: over the classes and cases in which both have a distance; others are noted.
+        inventions cost. Several classes: also each by itself, keyed by `of_class`. ``hd95_mm``: over the classes and cases in which both have a distance; others are noted.
     classification
         ``accuracy``; ``recall`` of class 1 of two, else the mean over classes; ``auc`` as in the report.
 
@@ -167,29 +184,31 @@ def compare(reference: Mapping[str, Any], candidate: Mapping[str, Any]) -> dict[
         )
     pairs = [(row, theirs[row["id"]]) for row in reference["cases"]]
     if reference["task"] == "segmentation":
-        return {"dice": _dice(pairs), "hd95_mm": _hd95(pairs)}
+        foreground = list(reference["classes"][1:])
+        each = {of_class("dice", name): _dice(pairs, [name]) for name in foreground} if len(foreground) > 1 else {}
+        return {"dice": _dice(pairs, foreground), "hd95_mm": _hd95(pairs, foreground), **each}
     return _classification(pairs, len(reference["classes"]))
 
 
 Pair = tuple[Mapping[str, Any], Mapping[str, Any]]
 
 
-def _dice(pairs: Sequence[Pair]) -> Difference:
+def _dice(pairs: Sequence[Pair], classes: Sequence[str]) -> Difference:
     values = []
     for a, b in pairs:
         known = [
             (1.0 if x is None else x, 1.0 if y is None else y)
-            for x, y in ((a["dice"][name], b["dice"][name]) for name in a["dice"])
+            for x, y in ((a["dice"][name], b["dice"][name]) for name in classes)
             if x is not None or y is not None
         ]
         values += [tuple(np.mean(known, axis=0))] if known else []
     return _paired_mean(values, 100.0, "no case holds or shows any class")
 
 
-def _hd95(pairs: Sequence[Pair]) -> Difference:
+def _hd95(pairs: Sequence[Pair], classes: Sequence[str]) -> Difference:
     values, lost, won = [], 0, 0
     for a, b in pairs:
-        both = [(a["hd95_mm"][name], b["hd95_mm"][name]) for name in a["hd95_mm"]]
+        both = [(a["hd95_mm"][name], b["hd95_mm"][name]) for name in classes]
         lost += sum(x is not None and y is None for x, y in both)
         won += sum(x is None and y is not None for x, y in both)
         known = [(x, y) for x, y in both if x is not None and y is not None]
@@ -275,6 +294,8 @@ def judge(reference: Measured, candidate: Measured, limits: Limits, task: str) -
         reference: the float model; its ``latency_ms`` and ``bytes`` are what "faster" and "smaller" compare with.
         task: "segmentation" or "classification".
     """
+    if candidate.reason and candidate.bytes is None and not candidate.latency_ms:
+        return (f"could not be measured: {candidate.reason}",)
     missed = []
     if limits.metric_loss is not None:
         for name in JUDGED[task]:
@@ -291,9 +312,9 @@ def judge(reference: Measured, candidate: Measured, limits: Limits, task: str) -
         ("max_peak_bytes", candidate.peak_bytes, limits.max_peak_bytes, "bytes of memory"),
     ):
         if most is not None and found is None:
-            missed.append(f"{key}: not measured, expected at most {most:,g} {unit}")
+            missed.append(f"{key}: not measured, expected at most {_number(most)} {unit}")
         elif most is not None and found is not None and not found <= most:
-            missed.append(f"{key}: {found:,.6g} {unit}, expected at most {most:,g}")
+            missed.append(f"{key}: {_number(found)} {unit}, expected at most {_number(most)}")
     if missed and candidate.reason:
         missed.append(f"measurement: {candidate.reason}")
     return tuple(missed)
@@ -314,6 +335,10 @@ def _metric_missed(name: str, candidate: Measured, most: float, must: bool) -> l
     ]
 
 
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value * 100:.2f}"
 
@@ -328,7 +353,7 @@ def _ratio_missed(what: str, values: tuple[float | None, float | None], least: f
     # As large as before is not smaller.
     if ratio >= least and (ratio > 1 or least < 1):
         return []
-    return [f"{what}: {ratio:.2f} x ({before:,.6g} to {after:,.6g} {unit}), expected {wanted}"]
+    return [f"{what}: {ratio:.2f} x ({_number(before)} to {_number(after)} {unit}), expected {wanted}"]
 
 
 def verdicts(
@@ -372,36 +397,40 @@ def cost_rows(
     return rows
 
 
-METRIC_HEAD = ("format", "figure", "value", "95% interval", "against the float model", "95% interval", "cases")
+METRIC_HEAD = ("format", "figure", "value", "95% interval", "difference", "95% interval", "cases")
 
 
 def metric_rows(reference: Measured, candidates: Sequence[Measured]) -> list[tuple[str, ...]]:
-    """Cells under `METRIC_HEAD`: one row for each model and figure."""
+    """Cells under `METRIC_HEAD`: one row for each model and figure; differences are candidate - float model."""
     rows: list[tuple[str, ...]] = []
     for one in (reference, *candidates):
-        for name, estimate in one.metrics.items():
-            shown = figure_text(name)
-            change = one.differences.get(name)
+        for key, estimate in one.metrics.items():
+            change = one.differences.get(key, Difference(None, None, None, None, 0))
+            distance = key.startswith("hd95")
             value, interval = estimate["value"], estimate.get("interval")
-            unit = UNITS.get(name, "points")
             rows.append(
                 (
                     one.format,
-                    NAMES[name] + (" (mm)" if name in UNITS else ""),
-                    "-" if value is None else shown(value),
-                    "-" if interval is None else f"{shown(interval[0])} to {shown(interval[1])}",
-                    "-" if change is None or change.value is None else f"{change.value:+.2f} {unit}",
-                    "-" if change is None or change.interval is None
-                    else f"{change.interval[0]:+.2f} to {change.interval[1]:+.2f}",
+                    figure_name(key),
+                    _shown(value, distance),
+                    "-" if interval is None else f"{_shown(interval[0], distance)} to {_shown(interval[1], distance)}",
+                    "-" if change.value is None else f"{_signed(change.value)} {'mm' if distance else 'points'}",
+                    "-" if change.interval is None else " to ".join(map(_signed, change.interval)),
                     str(estimate.get("count", "-")),
                 )
-            )  # fmt: skip
+            )
     return rows
 
 
-def figure_text(name: str) -> Any:
-    """How values of a figure are written: shares with four digits, mm with two."""
-    return (lambda value: f"{value:.2f}") if name in UNITS else (lambda value: f"{value:.4f}")
+def _shown(value: float | None, distance: bool) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if distance else f"{value:.4f}"
+
+
+def _signed(value: float) -> str:
+    text = f"{value:+.2f}"
+    return "0.00" if text in ("+0.00", "-0.00") else text
 
 
 def _cell(value: float | None, before: float | None, text: Any, own: bool) -> str:

@@ -340,3 +340,33 @@ def draw_scaling(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         handles, labels = axes.get_legend_handles_labels()
         unique = dict(zip(labels, handles, strict=True))
         figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=4)
+
+
+def draw_differences(
+    path: Path, rows: Sequence[tuple[str, float, tuple[float, float] | None]], figure_name: str, limit: float | None
+) -> Path:
+    """Differences in points with their intervals, one line each, and the limit of the loss.
+
+    Args:
+        path: of the PNG.
+        rows: (label, difference in points, 95% interval or None), drawn from the top.
+        figure_name: what differs, for the axis.
+        limit: points that may be lost, None for no limit.
+    """
+    with _figure(path, 8, 1.1 + 0.36 * len(rows)) as figure:
+        axes = figure.subplots()
+        axes.grid(visible=False, axis="y")
+        axes.axvline(0, color=MUTED, linewidth=1)
+        if limit is not None:
+            axes.axvline(-limit, color=VAL, linewidth=1.2, linestyle=(0, (4, 3)))
+        for place, (_, value, interval) in enumerate(rows):
+            if interval is not None:
+                axes.plot(interval, (place, place), color=TRAIN, linewidth=2.2)
+            axes.plot(value, place, marker="o", color=TRAIN, markersize=6)
+        axes.set_yticks(range(len(rows)), [label for label, _, _ in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        # Not a magnifying glass: differences far below the limit look small.
+        reach = max(abs(number) for number in axes.get_xlim())
+        axes.set_xlim(-max(reach, 2 * (limit or 0.5)), max(reach, limit or 0.5))
+        axes.set_xlabel(f"{figure_name}: difference in points (left: worse than the float model)")
+    return path
