@@ -81,6 +81,7 @@ class Measured:
         peak_bytes: largest memory of the process that ran it, interpreter and libraries included.
         metrics: figure -> as in an evaluation report: {"value", "interval", "count", ...}.
         differences: figure -> against the float model; empty for itself.
+        failures: "missed: CLASS" and "invented: CLASS" -> whole cases (segmentation); HD95 knows nothing of them.
         reason: why figures are missing, "" if none is.
     """
 
@@ -94,6 +95,7 @@ class Measured:
     peak_bytes: int | None = None
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     differences: Mapping[str, Difference] = field(default_factory=dict)
+    failures: Mapping[str, int] = field(default_factory=dict)
     reason: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -128,6 +130,11 @@ def measured(
         latency_ms=dict(row.get("latency_ms", {})),
         metrics=_metrics(report) if report else {},
         differences=compare(reference, report) if report and reference else {},
+        failures={
+            of_class(kind, label): count
+            for kind in ("missed", "invented")
+            for label, count in report.get(kind, {}).items()
+        },
         reason=row.get("reason", ""),
     )
 
@@ -401,25 +408,35 @@ METRIC_HEAD = ("format", "figure", "value", "95% interval", "difference", "95% i
 
 
 def metric_rows(reference: Measured, candidates: Sequence[Measured]) -> list[tuple[str, ...]]:
-    """Cells under `METRIC_HEAD`: one row for each model and figure; differences are candidate - float model."""
-    rows: list[tuple[str, ...]] = []
-    for one in (reference, *candidates):
-        for key, estimate in one.metrics.items():
-            change = one.differences.get(key, Difference(None, None, None, None, 0))
-            distance = key.startswith("hd95")
-            value, interval = estimate["value"], estimate.get("interval")
-            rows.append(
-                (
-                    one.format,
-                    figure_name(key),
-                    _shown(value, distance),
-                    "-" if interval is None else f"{_shown(interval[0], distance)} to {_shown(interval[1], distance)}",
-                    "-" if change.value is None else f"{_signed(change.value)} {'mm' if distance else 'points'}",
-                    "-" if change.interval is None else " to ".join(map(_signed, change.interval)),
-                    str(estimate.get("count", "-")),
-                )
-            )
+    """Cells under `METRIC_HEAD`: the models below each other for each figure; differences are candidate - float model.
+
+    Whole cases in which a class was missed or invented are rows where any model has such cases.
+    """
+    models = [one for one in (reference, *candidates) if one.metrics]
+    keys = dict.fromkeys(key for one in models for key in one.metrics)
+    rows = [_metric_row(one, key) for key in keys for one in models if key in one.metrics]
+    for key in dict.fromkeys(key for one in models for key, count in one.failures.items() if count):
+        kind, label = key.split(": ", 1)
+        rows += [
+            (one.format, f"cases with {label} {kind}", str(one.failures.get(key, 0)), "-", "-", "-", "-") for one in models
+        ]
     return rows
+
+
+def _metric_row(one: Measured, key: str) -> tuple[str, ...]:
+    estimate = one.metrics[key]
+    change = one.differences.get(key, Difference(None, None, None, None, 0))
+    distance = key.startswith("hd95")
+    value, interval = estimate["value"], estimate.get("interval")
+    return (
+        one.format,
+        figure_name(key),
+        _shown(value, distance),
+        "-" if interval is None else f"{_shown(interval[0], distance)} to {_shown(interval[1], distance)}",
+        "-" if change.value is None else f"{_signed(change.value)} {'mm' if distance else 'points'}",
+        "-" if change.interval is None else " to ".join(map(_signed, change.interval)),
+        str(estimate.get("count", "-")),
+    )
 
 
 def _shown(value: float | None, distance: bool) -> str:

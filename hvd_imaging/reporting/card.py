@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 MARKDOWN, JSON, HTML = "MODEL_CARD.md", "model_card.json", "model_card.html"
 SCHEMA = 1
+VERDICTS = "Limits and verdicts"
+WEAK_DICE = 0.5
+"""A class with a lower mean Dice is named as one that the model does not find."""
 FEW_PATIENTS = 50
 """Below so many test patients the card says that the intervals are wide for a reason."""
 
@@ -115,7 +118,7 @@ def write_card(folder: str | Path, card: Card) -> list[Path]:
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     page = environment.get_template("card.html.j2").render(
-        card=card, title=title(card), summary=summary(card), sections=parts, pictures=pictures(card)
+        title=title(card), summary=summary(card), sections=parts, pictures=pictures(card), pictures_after=VERDICTS
     )
     write_text(folder / HTML, page)
     write_text(folder / MARKDOWN, markdown(card, parts))
@@ -234,9 +237,10 @@ def summary(card: Card) -> str:
         f"marks {_listed(spec.classes[1:])}" if spec.task == "segmentation" else f"tells {_listed(spec.classes, 'or')} apart"
     )
     kind = "image slices or projections" if spec.is_2d else "volumes"
-    judged = f"{len(card.released)} of {len(card.candidates)} exported formats keep all limits: {_listed(card.released)}."
-    if not card.released:
-        judged = "No exported format keeps all limits, so none is released."
+    judged = "No exported format keeps all limits, so none is released."
+    if card.released:
+        refused = [one.format for one in card.candidates if card.judged[one.format]]
+        judged = f"Released: {_listed(card.released)}." + (f" Not released: {_listed(refused)}." if refused else "")
     return f"A {spec.model.name} network that {what} in {_modalities(card)} {kind}. {judged}"
 
 
@@ -245,7 +249,7 @@ def sections(card: Card) -> list[Part]:
     return [
         Part("Use", _use(card)),
         Part("Figures", _figures(card)),
-        Part("Limits and verdicts", _verdicts(card)),
+        Part(VERDICTS, _verdicts(card)),
         Part("Data", _data(card)),
         Part("Preprocessing", [Block("facts", rows=preprocessing_rows(card.spec))]),
         Part("Training", _training(card)),
@@ -288,7 +292,7 @@ def _use(card: Card) -> list[Block]:
 
 def limitations(card: Card) -> list[str]:
     """What follows from the numbers of this card."""
-    data, found = card.data, []
+    data, found = card.data, weaknesses(card) + hidden_losses(card)
     patients = data["patients"].get(card.split, 0)
     cases = data["cases"].get(card.split, 0)
     if patients < FEW_PATIENTS:
@@ -306,6 +310,49 @@ def limitations(card: Card) -> list[str]:
     if card.spec.task == "segmentation":
         found.append("The truth is a person's or a program's contour, with its own error; Dice can not be better than that.")
     return [*found, *card.notes]
+
+
+def weaknesses(card: Card) -> list[str]:
+    """What the float model itself does badly: a compressed one that keeps it is released, and not good for it either."""
+    found = []
+    metrics = card.reference.metrics
+    if card.spec.task == "segmentation":
+        classes = card.spec.classes[1:]
+        for name in classes:
+            value = metrics.get(gate.of_class("dice", name) if len(classes) > 1 else "dice", {}).get("value")
+            if value is not None and value < WEAK_DICE:
+                found.append(f"The float model itself finds {name} badly (mean Dice {value:.2f}): do not use any format for it.")
+        return found
+    low = (metrics.get("auc", {}).get("interval") or [1.0])[0]
+    if low <= 0.5:
+        found.append(
+            f"The float model's AUC is {metrics['auc']['value']:.2f} with an interval from {low:.2f}: it is not shown to be better "
+            "than guessing, and neither is any format."
+        )
+    return found
+
+
+def hidden_losses(card: Card) -> list[str]:
+    """What released formats do worse than the float model where no limit looks: single classes, and distances."""
+    found = []
+    for one in card.candidates:
+        if one.format not in card.released:
+            continue
+        for key, change in one.differences.items():
+            if change.value is None or key in gate.JUDGED[card.spec.task]:
+                continue
+            if key.startswith("hd95"):
+                if change.interval is not None and change.interval[0] > 0:
+                    found.append(
+                        f"{one.format} is released by Dice, but its HD95 is larger by {change.value:.2f} mm (interval "
+                        f"{change.interval[0]:.2f} to {change.interval[1]:.2f}): single voxels far away count there."
+                    )
+            elif card.limits.metric_loss is not None and change.value < -card.limits.metric_loss:
+                found.append(
+                    f"{one.format} is released by the mean of all classes, but {gate.figure_name(key)} alone falls by "
+                    f"{-change.value:.2f} points."
+                )
+    return found
 
 
 def _figures(card: Card) -> list[Block]:
