@@ -606,7 +606,7 @@ def pictures(card: Card) -> list[dict[str, str]]:
             path = plots.overlay_sheet(numbered, card.spec.classes, card.spec.task, Path(folder) / "overlays.png")
             caption = (
                 f"Worst and best cases of the {card.split} split by {card.pictured or 'the model'}. The pictures are slices of "
-                "real cases: handle this page as the data set itself."
+                "cases of the data set: who may not see those may not see this page."
             )
             found.append((caption, path))
         return [
