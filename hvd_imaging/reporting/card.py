@@ -521,7 +521,8 @@ def describe_step(step: Mapping[str, Any]) -> str:
             m, n = rest["pattern"]
             text = f"The smallest weights become zeros: {m} in every {n} neighbouring input channels."
     except (KeyError, ValueError):
-        return " ".join(filter(None, [f"{name}: " + ", ".join(f"{k} {v}" for k, v in rest.items()) + ".", step.get("outcome")]))
+        text = ": ".join(filter(None, [name, ", ".join(f"{key} {value}" for key, value in rest.items())])) + "."
+        return " ".join(filter(None, [text, step.get("outcome")]))
     if rest.get("epochs"):
         text += f" Then trained on for {_count(rest['epochs'], 'epoch')}."
     return " ".join(filter(None, [text, step.get("outcome")]))
