@@ -235,9 +235,9 @@ def _paired_mean(values: Sequence[Sequence[float]], unit: float, missing: str) -
     interval = stats.bootstrap(lambda index: float(change[index].mean()), len(change), SEED)
     note = ""
     if interval is None:
-        note = "one case: no interval"
+        note = "no interval, as there is one case"
     elif not change.any():
-        interval, note = None, "no case differs: no interval"
+        interval, note = None, "no interval, as no case differs"
     return Difference(float(table[:, 0].mean()), float(table[:, 1].mean()), float(change.mean()), interval, len(change), note)
 
 
@@ -279,12 +279,14 @@ def _classification(pairs: Sequence[Pair], classes: int) -> dict[str, Difference
         if same[name]:
             # None of n cases changed: the rule of three (Hanley and Lippman-Hand, 1983) says what may have gone unseen.
             count = len(pairs) if name == "accuracy" or classes > 2 else int((truth == 1).sum())
-            note = "no answer differs"
+            note = "no interval, as no answer differs"
             if name != "auc" and count > 2:
-                note += f"; in {count} cases a loss of up to {min(100.0, 300 / count):.1f} points can go unseen"
+                note += f" (in {count} cases a loss of up to {min(100.0, 300 / count):.1f} points can go unseen)"
+        elif name == "auc" and a == b == 1:
+            note = "no interval, as both models separate all cases"
         else:
             interval = stats.bootstrap(change, len(pairs), SEED)
-            note = "" if interval is not None else "too few cases: no interval"
+            note = "" if interval is not None else "no interval, as there are too few cases"
         result[name] = Difference(a, b, (b - a) * 100, interval, len(pairs), note)
     return result
 

@@ -63,7 +63,7 @@ class Card:
         machine: {"cpu": ..., "cores": ...} of the measurement.
         measured: how latency was measured, such as {"runs": 30, "threads": {"one": 1, "all": 2}}; `measure` returns both.
         latency_of: what the float model's latency is of, such as "float32 TFLite conversion".
-        commands: (what it does, command) each.
+        commands: (what it does, command) each; paths as seen from the card's folder, for it will be moved.
         overlays: worst and best cases of ``pictured``; () for none.
         pictured: the format whose answers the pictures show.
         intended_use: own words instead of the general ones; "" for those.
@@ -234,7 +234,7 @@ def summary(card: Card) -> str:
     """The card in two sentences."""
     spec = card.spec
     what = (
-        f"marks {_listed(spec.classes[1:])}" if spec.task == "segmentation" else f"tells {_listed(spec.classes, 'or')} apart"
+        f"marks {_listed(spec.classes[1:])}" if spec.task == "segmentation" else f"tells {_listed(spec.classes)} apart"
     )
     kind = "image slices or projections" if spec.is_2d else "volumes"
     judged = "No exported format keeps all limits, so none is released."
@@ -385,20 +385,28 @@ def _figures(card: Card) -> list[Block]:
         ),
         Block(
             "text",
-            text="Intervals hold 95%: of the value over cases; of the difference by a paired bootstrap over the same cases. "
-            "1 point is 0.01." + _difference_notes(card),
+            text=f"{_GLOSSARY[card.spec.task]} Difference: the format's figure minus that of the float model, the network as it was "
+            "trained, on the same cases; 1 point is 0.01. Intervals hold 95%, those of differences by a paired bootstrap over cases."
+            + _difference_notes(card),
         ),
     ]
 
 
+_GLOSSARY = {
+    "segmentation": "Dice: overlap with the truth, 1 is perfect; the mean over cases of the mean over classes. HD95: 95% of the "
+    "surface lies closer to the true one than this, 0 is perfect.",
+    "classification": "Accuracy: share of right answers. Recall: share found of those that are there (of the second of two "
+    "classes, else the mean over classes). AUC: area under the ROC curve, 0.5 is guessing.",
+}
+
+
 def _difference_notes(card: Card) -> str:
-    notes = [
-        f"{one.format}, {gate.figure_name(name)}: {change.note}"
-        for one in card.candidates
-        for name, change in one.differences.items()
-        if change.note
-    ]
-    return f" Notes: {'; '.join(notes)}." if notes else ""
+    notes: dict[str, list[str]] = {}
+    for one in card.candidates:
+        for name, change in one.differences.items():
+            if change.note:
+                notes.setdefault(change.note, []).append(f"{one.format} ({gate.figure_name(name)})")
+    return "".join(f" {note[0].upper()}{note[1:]}: {', '.join(where)}." for note, where in notes.items())
 
 
 def _verdicts(card: Card) -> list[Block]:

@@ -192,10 +192,10 @@ def test_nothing_to_compare_is_said():
     found = gate.compare(empty, empty)
     assert found["dice"] == Difference(None, None, None, None, 0, "no case holds or shows any class")
     one = segmented((0.9, 0.9, 1, 1))
-    assert gate.compare(one, segmented((0.8, 0.9, 1, 1)))["dice"].note == "one case: no interval"
+    assert gate.compare(one, segmented((0.8, 0.9, 1, 1)))["dice"].note == "no interval, as there is one case"
     two = segmented((0.9, 0.9, 1, 1), (0.8, 0.8, 1, 1))
     assert gate.compare(two, two)["dice"] == Difference(
-        pytest.approx(0.85), pytest.approx(0.85), 0.0, None, 2, "no case differs: no interval"
+        pytest.approx(0.85), pytest.approx(0.85), 0.0, None, 2, "no interval, as no case differs"
     )
 
 
@@ -227,6 +227,7 @@ def test_no_changed_answer_is_not_called_certain():
     assert found["accuracy"].value == 0 and found["accuracy"].interval is None
     assert "up to 15.0 points" in found["accuracy"].note  # 3 / 20
     assert "up to 30.0 points" in found["recall"].note  # 3 / 10 positives
+    assert found["auc"].value == 0 and found["auc"].interval is None and "both models separate" in found["auc"].note
     one_class = gate.compare(classified([1, 1, 1], [0.9, 0.8, 0.2]), classified([1, 1, 1], [0.9, 0.8, 0.3]))
     assert one_class["auc"].value is None and "one class" in one_class["auc"].note
 
