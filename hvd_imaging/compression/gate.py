@@ -82,6 +82,7 @@ class Measured:
         metrics: figure -> as in an evaluation report: {"value", "interval", "count", ...}.
         differences: figure -> against the float model; empty for itself.
         failures: "missed: CLASS" and "invented: CLASS" -> whole cases (segmentation); HD95 knows nothing of them.
+        spread_ms: quartiles of ``latency_ms``, [low, high] by number of threads.
         reason: why figures are missing, "" if none is.
     """
 
@@ -96,6 +97,7 @@ class Measured:
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     differences: Mapping[str, Difference] = field(default_factory=dict)
     failures: Mapping[str, int] = field(default_factory=dict)
+    spread_ms: Mapping[str, Sequence[float] | None] = field(default_factory=dict)
     reason: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -135,6 +137,7 @@ def measured(
             for kind in ("missed", "invented")
             for label, count in report.get(kind, {}).items()
         },
+        spread_ms=dict(row.get("spread_ms", {})),
         reason=row.get("reason", ""),
     )
 

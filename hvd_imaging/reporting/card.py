@@ -363,6 +363,9 @@ def _figures(card: Card) -> list[Block]:
     if runs:
         count = min(runs.values()) if isinstance(runs, Mapping) else runs
         timing += f" over {count} runs in fresh processes that take turns"
+    spread = _spread([card.reference, *card.candidates])
+    if spread is not None:
+        timing += f", and the middle half of them lies within {spread:.0%} of it"
     if threads:
         timing += f"; all threads: {threads.get('all')}"
     if machine.get("cpu"):
@@ -390,6 +393,18 @@ def _figures(card: Card) -> list[Block]:
             + _difference_notes(card),
         ),
     ]
+
+
+def _spread(models: Sequence[Measured]) -> float | None:
+    """The largest distance of a quartile from its median, as a share of it."""
+    found = [
+        abs(side / median - 1)
+        for one in models
+        for key, median in one.latency_ms.items()
+        for side in one.spread_ms.get(key) or ()
+        if median
+    ]
+    return max(found, default=None)
 
 
 _GLOSSARY = {
