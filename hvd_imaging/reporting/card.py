@@ -527,10 +527,10 @@ def _training(card: Card) -> list[Block]:
 _STEPS = {
     "freeze_norms": "Norms take the statistics of {patches} training patches and go into the convolutions before them.",
     "filters": "{remove:.0%} of the {measure} leave as whole filters, the least important ones by a first-order estimate on "
-    "{patches} training patches, in {rounds} rounds.",
+    "{patches} training patches.",
     "weights": "The smallest weights become zeros, {sparsity:.0%} of them; sensitive layers keep more.",
     "cluster": "The weights of a layer share {clusters} values.",
-    "quantize": "Training with the rounding of 8-bit integers; ranges measured on {patches} training patches.",
+    "quantize": "Weights and activations are rounded as in 8-bit integers, in ranges measured on {patches} training patches.",
 }
 
 
@@ -547,7 +547,8 @@ def describe_step(step: Mapping[str, Any]) -> str:
         text = ": ".join(filter(None, [name, ", ".join(f"{key} {value}" for key, value in rest.items())])) + "."
         return " ".join(filter(None, [text, step.get("outcome")]))
     if rest.get("epochs"):
-        text += f" Then trained on for {_count(rest['epochs'], 'epoch')}."
+        text += f" Then trained on for {_count(rest['epochs'], 'epoch')}"
+        text += f", in {rest['rounds']} rounds of both." if rest.get("rounds", 1) > 1 else "."
     return " ".join(filter(None, [text, step.get("outcome")]))
 
 

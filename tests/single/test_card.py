@@ -319,5 +319,7 @@ def test_steps_are_told_in_words():
         "The smallest weights become zeros: 2 in every 4 neighbouring input channels. Then trained on for 3 epochs."
     )
     assert cards.describe_step({**pattern, "pattern": None}).startswith("The smallest weights become zeros, 80% of them;")
+    filters = {"do": "filters", "remove": 0.5, "measure": "macs", "patches": 8, "epochs": 1, "rounds": 2}
+    assert cards.describe_step(filters).endswith("on 8 training patches. Then trained on for 1 epoch, in 2 rounds of both.")
     assert cards.describe_step({"do": "filters", "outcome": "Done."}) == "filters. Done."
     assert cards.describe_step({"do": "shrink", "by": 2}) == "shrink: by 2."
