@@ -1,5 +1,6 @@
 """Training under real launchers: the same result for any number of ranks, and one failing rank stops all."""
 
+import functools
 import json
 import os
 import subprocess
@@ -57,40 +58,61 @@ def final_weights(run: Path) -> np.ndarray:
     return np.concatenate([w.ravel() for w in state.weights])
 
 
+def trainings(*runs):
+    """Arguments for `mpirun`: several trainings in one world; each is (configuration, run folder, further words...)."""
+    commands = [["train", os.fspath(config), "--json", "--run-dir", os.fspath(run), *more] for config, run, *more in runs]
+    return [sys.executable, Path(__file__).with_name("several.py"), json.dumps(commands)]
+
+
 # Max pooling is not smooth: where two voxels are equal up to rounding, another order of additions sends the gradient to
 # the other one. Each such jump is worth some per cent of a step, so VGG is asked at the rates of fine-tuning. What it
 # learns at higher rates is equal to the bit in exact mode (test_guarantees_mpi.py).
 RATES = {("seg", "sgd"): 0.01, ("seg", "adam"): 0.001, ("cls", "sgd"): 3e-5, ("cls", "adam"): 3e-6}
 LIMITS = {"sgd": 1e-4, "adam": 1e-3}
+WAYS = {
+    ("seg", "sgd"): [1, 2, 3, 4, "accumulate", "horovodrun"],
+    ("seg", "adam"): [1, 3],
+    ("cls", "sgd"): [1, 2, 3, 4],
+    ("cls", "adam"): [1, 3],
+}
 
 
-@pytest.mark.parametrize(
-    "task, optimizer, ways",
-    [
-        ("seg", "sgd", [1, 2, 3, 4, "accumulate", "horovodrun"]),
-        ("seg", "adam", [1, 3]),
-        ("cls", "sgd", [1, 2, 3, 4]),
-        ("cls", "adam", [1, 3]),
-    ],
-)
-def test_any_number_of_ranks_learns_the_same(folder, task, optimizer, ways):
-    # Global batches of 4 of 10 patches, or of 5 of 10 to 12 images: uneven parts, a last batch that leaves ranks without.
-    batch = 4 if task == "seg" else 5
-    config = write(
-        folder, f"same_{task}_{optimizer}", task, batch_size=batch, max_steps=50, epochs=30, optimizer=optimizer,
-        learning_rate=RATES[task, optimizer], validate_every=100,
-    )  # fmt: skip
-    runs = {way: folder / f"{task}_{optimizer}_{way}" for way in ways}
-    for way, run in runs.items():
-        command = [*COMMAND, config, "--run-dir", run]
-        if way == "horovodrun":
-            done = horovodrun(2, command)
-        elif way == "accumulate":
-            done = mpirun(1, [*command, "--set", "train.accumulate=2"], timeout=240)
-        else:
-            done = mpirun(way, command, timeout=240)
+@pytest.fixture(scope="module")
+def world(folder):
+    """Call with a number of ranks: makes all runs of so many ranks in one world, at the first call; how it ended."""
+    configs = {
+        # Batches of 4 of 10 patches, or of 5 of 10 to 12 images: uneven parts, a last batch that leaves ranks without.
+        (task, optimizer): write(
+            folder, f"{task}_{optimizer}", task, batch_size=4 if task == "seg" else 5, max_steps=50, epochs=30,
+            optimizer=optimizer, learning_rate=rate, validate_every=100,
+        )
+        for (task, optimizer), rate in RATES.items()
+    }  # fmt: skip
+    resumed = write(folder, "resume", "seg", epochs=3, max_steps=None)
+
+    @functools.cache
+    def run(count):
+        if count == "horovodrun":
+            return horovodrun(2, trainings((configs["seg", "sgd"], folder / "seg_sgd_horovodrun")))
+        runs = [(config, folder / f"{'_'.join(of)}_{count}") for of, config in configs.items() if count in WAYS[of]]
+        if count == 1:
+            runs.append((configs["seg", "sgd"], folder / "seg_sgd_accumulate", "--set", "train.accumulate=2"))
+        if count == 2:
+            runs += [(resumed, folder / "whole"), (resumed, folder / "parts", "--set", "train.max_steps=5")]
+        return mpirun(count, trainings(*runs), timeout=400)
+
+    return run
+
+
+@pytest.mark.parametrize("task, optimizer", WAYS)
+def test_any_number_of_ranks_learns_the_same(folder, world, task, optimizer):
+    ways = WAYS[task, optimizer]
+    for way in ways:
+        done = world(1 if way == "accumulate" else way)
         assert done.returncode == 0, done.stderr
+    runs = {way: folder / f"{task}_{optimizer}_{way}" for way in ways}
     reference, metrics = final_weights(runs[1]), epoch_records(runs[1])
+    assert metrics[-1]["step"] == 50
     for way, run in runs.items():
         weights = final_weights(run)
         difference = np.linalg.norm(weights - reference) / np.linalg.norm(reference)
@@ -112,16 +134,15 @@ def horovodrun(count, command):
     return subprocess.run(launch, env=environ, capture_output=True, text=True, timeout=240)
 
 
-def test_resume_on_two_ranks_is_exact_to_the_bit(folder):
-    config = write(folder, "resume", "seg", epochs=3, max_steps=None)
-    shas = []
-    for run, steps in (("whole", [None]), ("parts", [5, None])):
-        for stop in steps:
-            extra = ["--set", f"train.max_steps={stop}"] if stop else []
-            done = mpirun(2, [*COMMAND, config, "--resume", "--json", "--run-dir", folder / run, *extra], timeout=240)
-            assert done.returncode == 0, done.stderr
-        shas.append(json.loads(done.stdout.splitlines()[-1])["weights_sha256"])
-    assert shas[0] == shas[1]
+def test_resume_on_two_ranks_is_exact_to_the_bit(folder, world):
+    done = world(2)
+    assert done.returncode == 0, done.stderr
+    whole = json.loads(done.stdout.splitlines()[-2])
+    done = mpirun(2, trainings((folder / "resume.yaml", folder / "parts", "--resume")), timeout=240)
+    assert done.returncode == 0, done.stderr
+    parts = json.loads(done.stdout.splitlines()[-1])
+    assert whole["steps"] == parts["steps"] > 5
+    assert whole["weights_sha256"] == parts["weights_sha256"]
 
 
 def test_more_ranks_than_samples_is_one_message(folder):
