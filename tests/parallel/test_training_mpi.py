@@ -58,10 +58,13 @@ def final_weights(run: Path) -> np.ndarray:
     return np.concatenate([w.ravel() for w in state.weights])
 
 
-def trainings(*runs):
+SEVERAL = Path(__file__).with_name("several.py")
+
+
+def trainings(*runs, program=SEVERAL):
     """Arguments for `mpirun`: several trainings in one world; each is (configuration, run folder, further words...)."""
     commands = [["train", os.fspath(config), "--json", "--run-dir", os.fspath(run), *more] for config, run, *more in runs]
-    return [sys.executable, Path(__file__).with_name("several.py"), json.dumps(commands)]
+    return [sys.executable, program, json.dumps(commands)]
 
 
 # Max pooling is not smooth: where two voxels are equal up to rounding, another order of additions sends the gradient to
