@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from datasets import make_dataset
@@ -11,6 +12,7 @@ from runs import make_run
 
 pytestmark = pytest.mark.mpi
 
+SEVERAL = Path(__file__).with_name("several.py")
 COMMAND = [sys.executable, "-m", "hvd_imaging.cli.main", "evaluate"]
 
 
@@ -23,23 +25,37 @@ def numbers(value, path=""):
     return {path: value}
 
 
-@pytest.mark.parametrize("task", ["segmentation", "classification"])
-def test_two_ranks_report_what_one_reports(tmp_path, task):
-    shape = (16, 24, 24) if task == "segmentation" else (1, 32, 32)
-    make_dataset(tmp_path / "data", task, 9, shape, split=(0.1, 0.6))
-    run = make_run(tmp_path / "run", tmp_path / "data", task)
+def test_two_ranks_report_what_one_reports(tmp_path):
+    runs = []
+    for task, shape in (("segmentation", (16, 24, 24)), ("classification", (1, 32, 32))):
+        make_dataset(tmp_path / f"{task}-data", task, 9, shape, split=(0.1, 0.6))
+        runs.append(make_run(tmp_path / task, tmp_path / f"{task}-data", task))
+    commands = json.dumps([["evaluate", str(run), "--json", "-"] for run in runs])
     reports = []
     for size in (1, 2):
-        found = mpirun(size, [*COMMAND, str(run), "--json", "-"])
+        found = mpirun(size, [sys.executable, SEVERAL, commands])
         assert found.returncode == 0, found.stderr
-        reports.append(json.loads(found.stdout))  # rank 0 alone prints
-        assert reports[-1] == json.loads((run / "evaluation-test.json").read_text())
-        assert (run / "plots/overlays-test.png").exists()
-        shutil.rmtree(run / "plots")
-    one, two = map(numbers, reports)
+        printed = several_values(found.stdout)  # rank 0 alone prints
+        assert printed == [json.loads((run / "evaluation-test.json").read_text()) for run in runs]
+        for run in runs:
+            (run / "evaluation-test.json").unlink()
+            assert (run / "plots/overlays-test.png").exists()
+            shutil.rmtree(run / "plots")
+        reports.append(numbers(printed))
+    one, two = reports
     assert one.keys() == two.keys()
     for path, value in one.items():
         assert two[path] == (pytest.approx(value, abs=1e-6) if isinstance(value, float) else value), path
+
+
+def several_values(text):
+    """The JSON values that stand one after another in a text."""
+    values = []
+    while text := text.lstrip():
+        value, end = json.JSONDecoder().raw_decode(text)
+        values.append(value)
+        text = text[end:]
+    return values
 
 
 def test_a_missing_shard_stops_all_ranks_with_one_message(tmp_path):
