@@ -8,26 +8,29 @@ import time
 import pytest
 from datasets import make_dataset
 from redis_server import Server
-from test_guarantees_mpi import trained
+from test_guarantees_mpi import all_trained, trained
 from test_training_mpi import write
 
 pytestmark = pytest.mark.mpi
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def trained_runs(tmp_path_factory):
+    """A run without a cache, and one through the cache of the node; both on two ranks."""
     folder = tmp_path_factory.mktemp("caches")
     make_dataset(folder / "seg", samples=7, split=(0.15, 0.15))
     config = write(folder, "plain", "seg", max_steps=6)
-    return folder, config, trained(2, config, folder / "plain")["weights_sha256"]
-
-
-def test_two_ranks_share_one_copy_and_the_next_job_takes_it(folder, tmp_path):
-    folder, config, expected = folder
-    place = tmp_path / "shm"
+    place = folder / "shm"
     place.mkdir()
     settings = ["data.cache.kind=node", f"data.cache.folder={place}", "data.cache.gb=1"]
-    assert trained(2, config, tmp_path / "a", *settings)["weights_sha256"] == expected
+    through = [word for setting in settings for word in ("--set", setting)]
+    summaries = all_trained(2, (config, folder / "without"), (config, folder / "through", *through))
+    return folder, config, place, settings, {name: summary["weights_sha256"] for name, summary in summaries.items()}
+
+
+def test_two_ranks_share_one_copy_and_the_next_job_takes_it(trained_runs, tmp_path):
+    folder, config, place, settings, hashes = trained_runs
+    assert hashes["through"] == hashes["without"]
     copies = [path for path in place.rglob("shard-*.h5") if path.is_file()]
     originals = list((folder / "seg").glob("shard-*.h5"))
     assert sorted(path.name for path in copies) == sorted(path.name for path in originals)
@@ -39,9 +42,9 @@ def test_two_ranks_share_one_copy_and_the_next_job_takes_it(folder, tmp_path):
     assert {path: path.stat().st_ino for path in place.rglob("shard-*.h5")} == made
 
 
-def test_redis_dies_in_the_middle_and_training_goes_on(folder, tmp_path):
+def test_redis_dies_in_the_middle_and_training_goes_on(trained_runs, tmp_path):
     pytest.importorskip("redis")
-    folder, config, expected = folder
+    _, config, *_, hashes = trained_runs
     server = Server(tmp_path)
     url = f"data.cache.url=redis://127.0.0.1:{server.port}/0"
 
@@ -61,4 +64,4 @@ def test_redis_dies_in_the_middle_and_training_goes_on(folder, tmp_path):
     finally:
         killer.join()
         server.kill()
-    assert found["weights_sha256"] == expected
+    assert found["weights_sha256"] == hashes["without"]
