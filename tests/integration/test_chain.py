@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -15,19 +16,29 @@ from hvd_imaging.sources.catalog import load_case, scan
 from hvd_imaging.training.events import epoch_records
 
 COMMAND = [sys.executable, "-m", "hvd_imaging.cli.main"]
+SEVERAL = Path(__file__).parents[1] / "parallel" / "several.py"
 
 
-def run(*args, code=0):
-    done = subprocess.run([*COMMAND, *map(os.fspath, args)], capture_output=True, text=True, timeout=240)
-    assert done.returncode == code, (args, done.stdout, done.stderr)
+def run(*args):
+    finished(subprocess.run([*COMMAND, *map(os.fspath, args)], capture_output=True, text=True, timeout=240))
+
+
+def run_all(*commands):
+    """Commands one after another in one process, which starts TensorFlow once."""
+    finished(subprocess.run([sys.executable, *several(commands)], capture_output=True, text=True, timeout=240))
+
+
+def on_two_ranks(*commands):
+    finished(mpirun(2, [sys.executable, *several(commands)], timeout=240))
+
+
+def several(commands):
+    return SEVERAL, json.dumps([[os.fspath(word) for word in command] for command in commands])
+
+
+def finished(done):
+    assert done.returncode == 0, (done.args, done.stdout, done.stderr)
     assert "Traceback" not in done.stderr
-    return done
-
-
-def on_two_ranks(*args):
-    done = mpirun(2, [*COMMAND, *map(os.fspath, args)], timeout=240)
-    assert done.returncode == 0, (args, done.stdout, done.stderr)
-    return done
 
 
 @pytest.fixture(scope="module")
@@ -40,33 +51,35 @@ def folder(tmp_path_factory):
 
 @pytest.mark.mpi
 def test_segmentation_from_archive_to_dicom_seg(folder):
-    on_two_ranks(
+    on_two_ranks([
         "ingest", folder / "archive", folder / "data", "--set", "preprocess.spacing=[8,6,6]",
         "--set", "preprocess.crop=body",
-    )  # fmt: skip
+    ])  # fmt: skip
     run("dataset", "verify", folder / "data")
     run("init", "segmentation", "--dataset", folder / "data", "-o", folder / "seg.yaml")
-    on_two_ranks(
+    on_two_ranks([
         "train", folder / "seg.yaml", "--run-dir", folder / "run", "--set", "data.patch=[16,32,32]",
         "--set", "model.filters=4", "--set", "model.depth=2", "--set", "train.epochs=24", "--set", "model.norm=group",
         "--set", "train.learning_rate=0.02",
-    )  # fmt: skip
+    ], ["evaluate", folder / "run"])  # fmt: skip
     assert epoch_records(folder / "run")[-1]["val_dice_lung"] > 0.5
-    on_two_ranks("evaluate", folder / "run")
     report = json.loads((folder / "run/evaluation-test.json").read_text())
     assert report["mean"]["dice"]["per_class"]["lung"]["value"] > 0.5
     assert (folder / "run/plots/overlays-test.png").stat().st_size > 5000
 
-    run("export", folder / "run", "--format", "tflite", folder / "lite")
-    run("export", folder / "run", "--format", "savedmodel", folder / "saved")
+    run_all(
+        ["export", folder / "run", "--format", "tflite", folder / "lite"],
+        ["export", folder / "run", "--format", "savedmodel", folder / "saved"],
+    )
     series = next((folder / "unseen").glob("patient_*/series"))
-    masks = []
-    for model in ("run", "lite", "saved"):
-        out = folder / f"{model}.nii.gz"
-        run("predict", folder / model, series, out)
-        masks.append(np.asarray(nibabel.load(out).dataobj))
+    models = ("run", "lite", "saved")
+    run_all(
+        *(["predict", folder / model, series, folder / f"{model}.nii.gz"] for model in models),
+        ["predict", folder / "lite", series, folder / "mask.dcm"],
+    )
+    masks = [np.asarray(nibabel.load(folder / f"{model}.nii.gz").dataobj) for model in models]
     assert (masks[0] == masks[1]).mean() > 0.999 and (masks[0] == masks[2]).mean() > 0.999
-    run("predict", folder / "lite", series, folder / "mask.dcm")
+    assert (folder / "mask.dcm").stat().st_size > 0
     # What was predicted lies where the archive's own mask of that unseen patient lies.
     found = scan(folder / "unseen")
     _, truth = load_case(found.cases[0], found)
@@ -83,13 +96,12 @@ def test_classification_from_archive_to_csv(folder):
         "--set", "preprocess.spacing=[6,6,6]",
     )  # fmt: skip
     run("init", "classification", "--dataset", folder / "images", "-o", folder / "cls.yaml")
-    on_two_ranks(
+    on_two_ranks([
         "train", folder / "cls.yaml", "--run-dir", folder / "cls", "--set", "data.patch=[1,32,48]",
         "--set", "train.epochs=2", "--set", "model.width=0.125",
-    )  # fmt: skip
-    run("evaluate", folder / "cls")
-    run("export", folder / "cls", "--format", "tflite", folder / "cls_lite")
+    ])  # fmt: skip
     series = next((folder / "unseen").glob("patient_*/series"))
+    run_all(["evaluate", folder / "cls"], ["export", folder / "cls", "--format", "tflite", folder / "cls_lite"])
     run("predict", folder / "cls_lite", series, folder / "answer.csv")
     with open(folder / "answer.csv", newline="") as file:
         (row,) = csv.DictReader(file)
