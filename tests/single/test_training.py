@@ -1,5 +1,6 @@
 """Training in one process: it learns, resumes to the bit, stops, and refuses what it should."""
 
+import functools
 import json
 import os
 import signal
@@ -81,9 +82,21 @@ def test_training_asks_for_the_signature(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.fixture(scope="module")
+def whole_run(data, tmp_path_factory):
+    """Call with a task: the folder and the summary of an undisturbed run, made at the first call."""
+
+    @functools.cache
+    def make(task):
+        folder = tmp_path_factory.mktemp("whole") / task
+        return folder, train(settings(data, task), folder, Horovod())
+
+    return make
+
+
 @pytest.mark.parametrize(("task", "stop"), [("seg", 4), ("seg", 5), ("cls", 2)])
-def test_resume_is_exact_to_the_bit(data, tmp_path, task, stop):
-    whole = train(settings(data, task), tmp_path / "whole", Horovod())
+def test_resume_is_exact_to_the_bit(data, tmp_path, whole_run, task, stop):
+    folder, whole = whole_run(task)
     train(settings(data, task, train__max_steps=stop), tmp_path / "parts", Horovod())
     resumed = train(settings(data, task), tmp_path / "parts", Horovod(), resume=True)
     assert resumed.weights_sha256 == whole.weights_sha256
@@ -93,7 +106,7 @@ def test_resume_is_exact_to_the_bit(data, tmp_path, task, stop):
     def clean(run):
         return [{k: v for k, v in r.items() if k not in noisy} for r in epoch_records(run)]
 
-    assert clean(tmp_path / "parts") == clean(tmp_path / "whole")
+    assert clean(tmp_path / "parts") == clean(folder)
 
 
 def test_resume_without_a_run_begins_one(data, tmp_path):
