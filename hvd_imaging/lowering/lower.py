@@ -47,11 +47,25 @@ def lower(model: Any) -> Any:
     Raises:
         RunError: a layer that has no 2D form; the message names it.
     """
+    check_functional(model)
     walk = _Walk(model)
     inputs = [keras.Input(t.shape[1:], dtype=t.dtype, name=_base(t.name)) for t in model.inputs]
     found = walk.run(model, [Value(t) for t in inputs])
     outputs = [walk.plain(v).tensor for v in found]
     return keras.Model(inputs, outputs if len(outputs) > 1 else outputs[0], name=model.name)
+
+
+def check_functional(model: Any) -> None:
+    """Refuse a network whose layers can not be seen.
+
+    Raises:
+        RunError: a subclassed model.
+    """
+    if not getattr(model, "_is_graph_network", False):
+        raise RunError(
+            f"network '{model.name}' is not a functional Keras model, so its layers can not be seen; "
+            "build it with keras.Model(inputs, outputs)"
+        )
 
 
 def same_padding(length: int, size: int, stride: int, dilation: int = 1) -> tuple[int, int]:
@@ -74,11 +88,7 @@ class _Walk:
 
     def run(self, model: Any, inputs: list[Value]) -> list[Value]:
         """Values of the model's outputs."""
-        if not getattr(model, "_is_graph_network", False):
-            raise RunError(
-                f"network '{model.name}' is not a functional Keras model, so its layers can not be seen; "
-                "build it with keras.Model(inputs, outputs)"
-            )
+        check_functional(model)
         values = {id(t): v for t, v in zip(model.inputs, inputs, strict=True)}
         consumers: dict[int, list[Any]] = {}
         nodes = [node for depth in sorted(model._nodes_by_depth, reverse=True) for node in model._nodes_by_depth[depth]]

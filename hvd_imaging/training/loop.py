@@ -38,6 +38,7 @@ from .heartbeat import Heartbeat
 from .optimizer import make_optimizer
 from .position import Position, newest, restore, snapshot
 from .requests import Requests
+from .start import Start
 from .step import Outcome, Step, time_gradients
 from .validate import make_validation_step, validate
 
@@ -69,8 +70,9 @@ class Summary:
 
 
 def train(
-    config: RunConfig, run_dir: str | Path, hvd: Horovod, resume: bool = False, report: Reporter | None = None
-) -> Summary:
+    config: RunConfig, run_dir: str | Path, hvd: Horovod, resume: bool = False, report: Reporter | None = None,
+    start: Start | None = None,
+) -> Summary:  # fmt: skip
     """Train, or go on with a run.
 
     Args:
@@ -79,6 +81,7 @@ def train(
         hvd: the connected ranks.
         resume: go on from the newest checkpoint; begin anew where there is none.
         report: shows progress; used on rank 0 only.
+        start: the network to begin from; a fresh one without.
 
     Raises:
         ConfigError, DatasetError, RunError: on all ranks alike for what all can see, else on the rank that saw it;
@@ -86,7 +89,7 @@ def train(
     """
     try:
         with Requests(config.train.checkpoint_minutes if hvd.world.is_root else 0) as requests:
-            trainer = Trainer(config, Path(run_dir), hvd, resume, report, requests)
+            trainer = Trainer(config, Path(run_dir), hvd, resume, report, requests, start or Start())
             try:
                 return trainer.run()
             finally:
@@ -106,9 +109,10 @@ class Trainer:
     """One process of a run: what it holds, and the loop over epochs and steps."""
 
     def __init__(
-        self, config: RunConfig, directory: Path, hvd: Horovod, resume: bool, report: Reporter | None, requests: Requests
-    ) -> None:
-        self.config, self.directory, self.hvd, self.requests = config, directory, hvd, requests
+        self, config: RunConfig, directory: Path, hvd: Horovod, resume: bool, report: Reporter | None, requests: Requests,
+        start: Start,
+    ) -> None:  # fmt: skip
+        self.config, self.directory, self.hvd, self.requests, self.start = config, directory, hvd, requests, start
         self.world = world = hvd.world
         self.report = report if report is not None and world.is_root else Silent()
         self.writer = checkpoint.Writer()
@@ -126,13 +130,13 @@ class Trainer:
         self.cut = together(hvd, lambda: self._first_cut())
         rows = max(1, config.train.batch_size // (config.train.exact_parts if self._exact else world.size))
         self.validation = ValidationData(reader, config.data, rows)
-        self.model = together(hvd, lambda: models.build(self.spec))
+        self.model = together(hvd, lambda: start.network(self.spec))
         self.optimizer = make_optimizer(config.train)
         self.optimizer.build(self.model.trainable_variables)
         weights_of_class = class_weights(config.train, self.data, self.spec)
 
         # Where the run stands: rank 0 reads it, all others hear it from there.
-        together(hvd, lambda: run.claim(directory, config, self.spec, manifest, world, resume) if world.is_root else None)
+        together(hvd, lambda: self._claim(manifest, resume) if world.is_root else None)
         self.heart = Heartbeat(
             directory, world, config.parallel.heartbeat_seconds, config.parallel.stall_seconds, self._stalled
         )
@@ -143,6 +147,10 @@ class Trainer:
         except BaseException:
             self.close()
             raise
+
+    def _claim(self, manifest: Manifest, resume: bool) -> None:
+        run.claim(self.directory, self.config, self.spec, manifest, self.world, resume)
+        self.start.record(self.directory, self.model)
 
     def _begin(self, resume: bool, weights_of_class: tf.Tensor) -> None:
         config, directory, hvd, world = self.config, self.directory, self.hvd, self.world
@@ -159,7 +167,10 @@ class Trainer:
         if state is not None:
             restore(state, directory, self.model, self.optimizer, self.exchange.variables, self.report)
         hvd.broadcast_variables([*self.model.weights, *self.optimizer.variables, *self.exchange.variables])
-        self.step = Step(self.model, self.optimizer, weights_of_class, config.train, self.exchange, self.cut.micro)
+        self.start.begin(self.model)
+        self.step = Step(
+            self.model, self.optimizer, weights_of_class, config.train, self.exchange, self.cut.micro, self.start.training
+        )
         self.validate_batch = make_validation_step(models.inference_model(self.model), self.spec.task)
 
         self.log = EventLog(directory, active=world.is_root)
@@ -247,6 +258,7 @@ class Trainer:
             )
             self.trace.add(position.epoch, position.step, batch)
             position.step, position.total = position.step + 1, position.total + 1
+            self.start.after_update(self.model, position.total, self.last_step)
             self.take_in(outcome, rate)
             self.times += waited, outcome.compute_s, outcome.exchange_s
             position.seconds += time.perf_counter() - began
@@ -305,7 +317,7 @@ class Trainer:
             record |= validate(self.validation, self.validate_batch, self.hvd, self.spec, self.mark)
         name, sign = MONITORS[self.spec.task]
         name = name if name in record or self.validation.samples else "loss"
-        if name in record:
+        if name in record and self.start.settled(position.total, self.last_step):
             score = -record["loss"] if name == "loss" else sign * record[name]
             # A partial epoch (max_steps) is no candidate: a resumed run has to judge the same epochs as a whole one.
             is_best = whole and position.best.update(float(score), position.epoch)

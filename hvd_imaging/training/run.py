@@ -6,6 +6,7 @@
     run.json          dataset hash, versions, world   checkpoints/   newest states (training/checkpoint.py)
     model.json        the model's contract            best.npz       best weights
     manifest.json     copy of the dataset's manifest  tensorboard/   plots/   evaluation-<split>.json
+    architecture.json layers, where no builder makes the network (models/architecture.py)
 """
 
 from __future__ import annotations
@@ -78,12 +79,13 @@ def load_trained(run: Run) -> Any:
         RunError: no weights yet, damaged, or of another network.
     """
     from .. import models
+    from ..models import architecture
 
     path = run.directory / BEST
     if not path.exists():
         raise RunError(f"{run.directory}: no {BEST}: the run has not finished an epoch yet; train it further with --resume")
     state = checkpoint.load(path)
-    model = models.build(run.spec)
+    model = architecture.load(run.directory) if (run.directory / architecture.NAME).exists() else models.build(run.spec)
     checkpoint.restore(model.weights, state.weights, "weight", str(path))
     return models.inference_model(model)
 

@@ -58,15 +58,17 @@ class Step:
         config: of the training.
         exchange: sums over the ranks.
         micro: micro-batches of this rank in a step.
+        training: whether layers are called in training form.
     """
 
     def __init__(
-        self, model: Any, optimizer: Any, weights_of_class: tf.Tensor, config: TrainConfig, exchange: Sum, micro: int = 1
-    ) -> None:
+        self, model: Any, optimizer: Any, weights_of_class: tf.Tensor, config: TrainConfig, exchange: Sum, micro: int = 1,
+        training: bool = True,
+    ) -> None:  # fmt: skip
         self.micro, self.exchange = micro, exchange
         self.variables = model.trainable_variables
         scaled = isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer)
-        gradients_of = _gradients(model, optimizer if scaled else None, weights_of_class, config.loss)
+        gradients_of = _gradients(model, optimizer if scaled else None, weights_of_class, config.loss, training)
         # One graph leaves TensorFlow the most freedom. With micro-batches each has to be its own run of one and the same
         # graph: that bounds the memory, and makes a part's gradient equal to the bit on whichever rank it is computed.
         self._in_one = micro == 1 and not config.reproducible
@@ -126,7 +128,9 @@ class Step:
         return whole[:-1], whole[-1]
 
 
-def _gradients(model: Any, scaler: Any, weights_of_class: tf.Tensor, kind: str) -> Callable[..., Any]:
+def _gradients(
+    model: Any, scaler: Any, weights_of_class: tf.Tensor, kind: str, training: bool = True
+) -> Callable[..., Any]:
     """``(image, label, weight, draw, count) -> (gradients, float64 (loss sum, correct, examples))`` of one micro-batch.
 
     ``weight`` is 0 for rows that only fill up the batch; ``count`` is the true size of the global batch.
@@ -137,7 +141,7 @@ def _gradients(model: Any, scaler: Any, weights_of_class: tf.Tensor, kind: str) 
 
     def gradients(image, label, weight, draw, count):
         with tf.GradientTape() as tape, draws(draw):
-            outputs = model(image, training=True)
+            outputs = model(image, training=training)
             # Rows of weight 0 are cut out, not multiplied away: 0 x infinity is not 0.
             losses = tf.where(weight > 0, sample_losses(kind, label, outputs, weights_of_class), 0.0)
             loss = tf.reduce_sum(losses) / count
