@@ -215,3 +215,43 @@ def together(communicator: Communicator, act: Callable[[], T]) -> T:
             kind: type[HvdImagingError] = getattr(errors, name, HvdImagingError)
             raise kind(f"rank {rank}: {message}")
     return result  # type: ignore[return-value]
+
+
+def root_works(communicator: Communicator, act: Callable[[], T]) -> T | None:
+    """Run ``act`` on rank 0 alone, for as long as it takes; the others wait without the stall watch of collectives ending them.
+
+    Returns:
+        its result on rank 0, None on the others.
+
+    Raises:
+        HvdImagingError: on all ranks alike, as `together` does.
+    """
+    if communicator.world.size == 1:
+        return act()
+    result: list[T] = []
+    if not communicator.world.is_root:
+        while not communicator.broadcast(None):
+            time.sleep(_BEAT_S)
+        return together(communicator, lambda: None)
+    over = threading.Event()
+
+    def beat() -> None:
+        while not communicator.broadcast(over.is_set()):
+            over.wait(_BEAT_S)
+
+    thread = threading.Thread(target=beat, name="beat", daemon=True)
+    thread.start()
+
+    def work() -> None:
+        try:
+            result.append(act())
+        finally:
+            over.set()
+            thread.join()
+
+    together(communicator, work)
+    return result[0]
+
+
+_BEAT_S = 0.5
+"""Pause between two calls of ranks that wait for rank 0."""

@@ -1,10 +1,11 @@
 """Failing together, without MPI: threads play the ranks. The real thing is tests/parallel."""
 
 import threading
+import time
 
 import pytest
 
-from hvd_imaging.communicator import Alone, connect, together
+from hvd_imaging.communicator import Alone, connect, root_works, together
 from hvd_imaging.errors import DatasetError, HvdImagingError, SetupError
 from hvd_imaging.world import World
 
@@ -32,13 +33,13 @@ class Threads:
         raise AssertionError(code)
 
 
-def play(size, act):
-    """What ``together`` gives or raises on each rank when rank r does ``act(r)``."""
+def play(size, act, how=together):
+    """What ``how`` gives or raises on each rank when rank r does ``act(r)``."""
     board, meeting, results = [None] * size, threading.Barrier(size), [None] * size
 
     def rank_main(rank):
         try:
-            results[rank] = together(Threads(rank, size, board, meeting), lambda: act(rank))
+            results[rank] = how(Threads(rank, size, board, meeting), lambda: act(rank))
         except HvdImagingError as error:
             results[rank] = error
 
@@ -104,3 +105,21 @@ def test_ranks_without_mpi4py_are_told_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "mpi4py", None)
     with pytest.raises(SetupError, match=r"2 ranks were started, but mpi4py can not be imported.*setup_env\.sh"):
         connect()
+
+
+def test_rank_0_works_while_the_others_wait():
+    def act(rank):
+        assert rank == 0
+        time.sleep(0.8)  # longer than the pause between two looks
+        return "done"
+
+    assert play(3, act, root_works) == ["done", None, None]
+    assert play(1, act, root_works) == ["done"]
+
+
+def test_what_fails_on_rank_0_is_raised_everywhere():
+    def act(rank):
+        raise DatasetError("no shards")
+
+    for error in play(3, act, root_works):
+        assert isinstance(error, DatasetError) and "rank 0: no shards" in str(error)
