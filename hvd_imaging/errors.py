@@ -70,5 +70,8 @@ def on_all_ranks(error: E) -> E:
 PARTIAL = 10
 """Exit code of a command that did its work but set some inputs aside (see its quarantine report)."""
 
+NOT_RELEASED = 11
+"""Exit code of a compression that did its work, but no format keeps the limits of its recipe."""
+
 TRY_AGAIN = 75
 """Exit code of a training that was asked to leave: it has saved its state, `--resume` goes on (sysexits.h: EX_TEMPFAIL)."""

@@ -25,21 +25,34 @@ STARTS: dict[str, dict[str, Any]] = {
     },
 }
 
+RECIPE = "compress-"
+
 
 @click.command(
     epilog="""\b
 Examples:
   hvd-imaging init segmentation --dataset dataset -o run.yaml
   hvd-imaging train run.yaml
+  hvd-imaging init compress-segmentation -o recipe.yaml
+  hvd-imaging compress runs/segmentation --recipe recipe.yaml --out small
 """
 )
-@click.argument("task", type=click.Choice(list(STARTS)))
+@click.argument("task", type=click.Choice([*STARTS, *(f"{RECIPE}{task}" for task in STARTS)]))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write here instead of to the terminal.")
 @click.option("--dataset", help="The dataset folder to train on.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 def command(task: str, output: Path | None, dataset: str | None, force: bool) -> None:
-    """Write a commented configuration for TASK, with every key."""
-    text = render(task, dataset)
+    """Write a commented configuration for TASK, with every key; or a recipe for `hvd-imaging compress`."""
+    if task.startswith(RECIPE):
+        from ..compression.recipe import TEMPLATES
+
+        if dataset is not None:
+            from ..errors import ConfigError
+
+            raise ConfigError("--dataset: a recipe names no dataset; `hvd-imaging compress` takes the run's")
+        text, following = TEMPLATES[task.removeprefix(RECIPE)], "compress RUN_DIR --out DIR --recipe"
+    else:
+        text, following = render(task, dataset), "train"
     if output is None:
         click.echo(text, nl=False)
         return
@@ -50,7 +63,7 @@ def command(task: str, output: Path | None, dataset: str | None, force: bool) ->
     from ..files import write_text
 
     write_text(output, text)
-    click.echo(f"{output}: next: hvd-imaging train {output}")
+    click.echo(f"{output}: next: hvd-imaging {following} {output}")
 
 
 def render(task: str, dataset: str | None = None) -> str:

@@ -11,7 +11,7 @@ from ..models.spec import ModelSpec
 from ..parallel.horovod import Horovod
 from ..training import checkpoint
 from ..training.callbacks import Reporter
-from ..training.loop import train
+from ..training.loop import Summary, train
 from ..training.run import BEST
 from ..training.start import Start
 from .recipe import Tuned
@@ -72,6 +72,7 @@ def settings(config: RunConfig, step: Tuned) -> RunConfig:
         "max_steps": None,
         "early_stop": 0,
         "validate_every": 1,
+        "mixed_precision": "none",
     }
     tuned = TrainConfig.model_validate(config.train.model_dump() | own)
     return config.model_copy(update={"train": tuned, "output": config.output.model_copy(update={"tensorboard": False})})
@@ -80,17 +81,16 @@ def settings(config: RunConfig, step: Tuned) -> RunConfig:
 def finetune(
     model: Any, config: RunConfig, folder: Path, hvd: Horovod, report: Reporter | None, hold: Hold | None = None,
     keep: bool = True, training: bool = True,
-) -> bool:  # fmt: skip
+) -> Summary:  # fmt: skip
     """Train ``model`` on in ``folder`` and leave its best weights in it.
 
     Goes on where an earlier try in ``folder`` has ended.
 
     Returns:
-        True if training was asked to leave before its end (SIGTERM, SIGUSR1).
+        of the training; where ``left`` is set (SIGTERM, SIGUSR1), ``model`` is not done.
     """
     summary = train(config, folder, hvd, resume=True, report=report, start=Changed(model, hold, keep, training))
-    if summary.left:
-        return True
-    state = checkpoint.load(folder / BEST)
-    checkpoint.restore(model.weights, state.weights, "weight", str(folder / BEST))
-    return False
+    if not summary.left:
+        state = checkpoint.load(folder / BEST)
+        checkpoint.restore(model.weights, state.weights, "weight", str(folder / BEST))
+    return summary

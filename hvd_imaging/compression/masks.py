@@ -63,7 +63,33 @@ def spread(sizes: Mapping[str, int], fragile: Sequence[str], sparsity: float, mo
     return {name: min(most, high * demand[name]) for name in sizes}
 
 
-class Masks:
+class Zeros:
+    """Keeps the zeros of the chosen kernels.
+
+    Args:
+        kernels: the variables, keyed by layer name.
+    """
+
+    def __init__(self, kernels: Mapping[str, Any]) -> None:
+        self.kernels = kernels
+        self.begin()
+
+    def begin(self) -> None:
+        """What is zero now stays zero."""
+        self.held = {name: variable.numpy() != 0 for name, variable in self.kernels.items()}
+        self._put = {name: _tensor(mask) for name, mask in self.held.items()}
+
+    def after_update(self, step: int, last: int) -> None:
+        """Zero what has to be zero after ``step`` updates."""
+        for name, variable in self.kernels.items():
+            variable.assign(variable * self._put[name])
+
+    def settled(self, step: int, last: int) -> bool:
+        """Always: nothing is still to come."""
+        return True
+
+
+class Masks(Zeros):
     """Keeps the zeros of the chosen kernels, and makes more of them by the schedule.
 
     Args:
@@ -77,12 +103,8 @@ class Masks:
         self, kernels: Mapping[str, Any], final: Mapping[str, float], pattern: tuple[int, int] | None = None,
         axes: Mapping[str, Sequence[int]] | None = None,
     ) -> None:  # fmt: skip
-        self.kernels, self.final, self.pattern, self.axes = kernels, final, pattern, axes or {}
-        self.begin()
-
-    def begin(self) -> None:
-        """What is zero now stays zero."""
-        self.held = {name: (variable.numpy() != 0) for name, variable in self.kernels.items()}
+        self.final, self.pattern, self.axes = final, pattern, axes or {}
+        super().__init__(kernels)
 
     def after_update(self, step: int, last: int) -> None:
         """Zero what has to be zero after ``step`` updates."""
@@ -90,8 +112,8 @@ class Masks:
         if step <= ramp and (step % FREQUENCY == 0 or step == ramp):
             for name, variable in self.kernels.items():
                 self.held[name] = self._mask(name, variable.numpy() * self.held[name], step, last)
-        for name, variable in self.kernels.items():
-            variable.assign(variable * self.held[name].astype(np.float32))
+                self._put[name] = _tensor(self.held[name])
+        super().after_update(step, last)
 
     def settled(self, step: int, last: int) -> bool:
         """True once the final sparsity is reached."""
@@ -113,6 +135,13 @@ class Masks:
         if axes is None:
             return m_of_n(weights, *self.pattern)
         return m_of_n(weights.transpose(axes), *self.pattern).transpose(np.argsort(axes))
+
+
+def _tensor(mask: np.ndarray) -> Any:
+    """float32, on the device: multiplied with after every update."""
+    import tensorflow as tf
+
+    return tf.constant(mask, tf.float32)
 
 
 def fragile_layers(

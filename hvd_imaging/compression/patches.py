@@ -28,7 +28,7 @@ def check_dataset(config: RunConfig, spec: ModelSpec) -> None:
     if not (Path(dataset) / manifests.NAME).is_file():
         raise DatasetError(
             f"{dataset}: the run's dataset is not there (no {manifests.NAME}), but compression learns from and is judged by it; "
-            "restore it, or give its new place with --set data.dataset=FOLDER"
+            "restore it, or give its new place with --dataset FOLDER"
         )
     manifest = manifests.load(dataset)
     for what, found, expected in (

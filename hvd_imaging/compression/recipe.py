@@ -20,7 +20,7 @@ Format = Literal[
 class Tuned(Section):
     """A step that trains on: with the run's own settings, data and loss, at a lower rate."""
 
-    epochs: Positive = Field(3, description="passes over the training split")
+    epochs: Annotated[int, Field(ge=0)] = Field(3, description="passes over the training split; 0: none")
     learning_rate: PositiveFloat | None = Field(None, description="null: a fifth of the run's")
 
 
@@ -97,8 +97,12 @@ class Recipe(Section):
     @pydantic.model_validator(mode="after")
     def _order(self) -> Recipe:
         kinds = [step.do for step in self.steps]
-        if "quantize" in kinds[:-1]:
-            raise ValueError("steps: quantize has to be the last one, as its network is the lowered one")
+        for kind, why in (
+            ("quantize", "training on in floats would undo the rounding"),
+            ("cluster", "training on would part the shared values"),
+        ):
+            if kind in kinds[:-1]:
+                raise ValueError(f"steps: {kind} has to be the last one: {why}")
         if "weights" in kinds and "filters" in kinds[kinds.index("weights") :]:
             raise ValueError("steps: filters come before weights; a filter that leaves takes its zeros along")
         return self
