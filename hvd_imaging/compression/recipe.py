@@ -40,7 +40,9 @@ class Filters(Tuned):
 
     do: Literal["filters"]
     remove: Share = Field(0.5, description="share of what is measured that leaves")
-    measure: Literal["parameters", "macs"] = Field("parameters", description="what `remove` is a share of")
+    measure: Literal["parameters", "macs", "both"] = Field(
+        "both", description="what `remove` is a share of: parameters make a file small, multiply-accumulates a network fast"
+    )
     rounds: Positive = Field(1, description="so many times a part of it, with `epochs` after each")
     patches: Positive = Field(32, description="patches of the training split that importance is measured on")
     floor: Share = Field(0.1, description="share of its filters that every layer keeps")
@@ -115,7 +117,7 @@ steps:
   # Norms take the training split's statistics and go into the convolutions: without them the network can be all integers.
   - {do: freeze_norms, patches: 64, epochs: 4}
   # Whole filters leave: smaller and faster everywhere. Left out: only integers, at the same number of filters.
-  - {do: filters, remove: 0.55, measure: parameters, rounds: 2, epochs: 4}
+  - {do: filters, remove: 0.55, rounds: 2, epochs: 4}
   # Others: {do: weights, sparsity: 0.8}  {do: weights, pattern: [2, 4]}  {do: cluster, clusters: 32}
   # Training with rounding; leave it out where the integers after training are good enough (the table says so).
   # - {do: quantize, epochs: 2}
