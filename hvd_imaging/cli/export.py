@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from ..export import FORMATS
+
 
 @click.command(
     epilog="""\b
@@ -18,7 +20,7 @@ parity.json: how far it lies from the trained network. Above 1e-4 nothing is wri
 """
 )
 @click.argument("run_dir", type=click.Path(path_type=Path))
-@click.option("--format", "kind", type=click.Choice(["savedmodel", "tflite"]), required=True, help="What to write.")
+@click.option("--format", "kind", type=click.Choice(FORMATS), required=True, help="What to write.")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Replace an earlier export at OUT.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")

@@ -1,22 +1,113 @@
-"""A trained run as a model that stands alone: a folder with ``model.json``, the model, and ``parity.json``.
+"""A trained network as a model that stands alone: a folder of one format (`inference.exported` says what lies in it).
 
 The folder appears under its name only when the reloaded model has agreed with the trained network.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..errors import RunError
+import numpy as np
+
+from ..errors import RunError, SetupError
+from ..inference.exported import MODEL_FILE
+from ..models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from .parity import Parity
 
-FORMATS = ("savedmodel", "tflite")
+FORMATS = tuple(MODEL_FILE)
+"""keras, savedmodel, tflite, tflite-float16, tflite-dynamic, tflite-int8, onnx, onnx-int8."""
 
 
-def export_run(run_dir: str | Path, kind: str, out: str | Path, force: bool = False) -> Parity:
+def check_format(kind: str) -> None:
+    """Whether a format is known, and what writes and runs it is installed.
+
+    Raises:
+        RunError: unknown.
+        SetupError: a package is missing; says which extra has it.
+    """
+    from importlib.util import find_spec
+
+    from ..inference.predictors import check_runtime
+
+    if kind not in FORMATS:
+        raise RunError(f"--format {kind}: expected one of {', '.join(FORMATS)}")
+    if kind.startswith("onnx") and find_spec("onnx") is None:
+        raise SetupError(f"--format {kind}: the package onnx is not installed: pip install 'hvd_imaging[onnx]'")
+    check_runtime(kind)
+
+
+def needs_calibration(kind: str) -> bool:
+    """True for formats whose activations are integers."""
+    return kind.endswith("-int8")
+
+
+def export_model(
+    model: Any,
+    spec: ModelSpec,
+    kind: str,
+    folder: str | Path,
+    patches: np.ndarray,
+    inputs: str,
+    calibration: Sequence[np.ndarray] | np.ndarray | None = None,
+    lowered: Any = None,
+) -> Parity:
+    """Write one format of a Keras model into an existing empty folder, reopen it and compare.
+
+    Args:
+        model: functional network of logits, ``(N, D, H, W, C)`` to ``(N, D, H, W, K)`` or ``(N, K)``.
+        spec: its contract.
+        kind: one of `FORMATS`.
+        folder: existing and empty.
+        patches: float32 ``(n, D, H, W, C)`` for the comparison.
+        inputs: where they come from, see `parity`.
+        calibration: float32 ``(n, D, H, W, C)``, for 8-bit formats.
+        lowered: the network's 2D form, if it is known already, for TFLite and ONNX; one with simulated 8-bit rounding (tfmot)
+            brings its own ranges and needs no ``calibration`` for tflite-int8.
+
+    Returns:
+        the comparison; whether it is good enough is the caller's to judge.
+
+    Raises:
+        RunError: unknown format, a layer that does not convert (named), or missing calibration.
+        SetupError: a package is missing.
+    """
+    from ..files import write_json
+    from ..inference import exported
+    from ..inference.predictors import KerasPredictor, open_predictor
+    from . import keras, parity, savedmodel, tflite
+
+    check_format(kind)
+    folder = Path(folder)
+    if kind == "keras":
+        keras.write(model, spec, folder)
+    elif kind == "savedmodel":
+        savedmodel.write(model, spec, folder)
+    else:
+        network = lowered if lowered is not None else _lowered(model, kind)
+        if needs_calibration(kind) and calibration is None and not (kind == "tflite-int8" and _has_ranges(network)):
+            raise RunError(f"--format {kind}: 8 bit need calibration patches of the training split, found none; give the dataset")
+        if kind.startswith("tflite"):
+            tflite.write(network, spec, folder, kind, calibration)
+        else:
+            from . import onnx
+
+            onnx.write(network, spec, folder, kind, calibration)
+    exported.embed(folder / MODEL_FILE[kind], spec, kind)
+    spec.save(folder)
+    exported.seal(folder, spec, kind)
+    result = parity.compare(KerasPredictor(spec, model), open_predictor(folder), patches, inputs, *parity.expected(kind, spec.task))
+    write_json(folder / parity.NAME, result.to_json())
+    exported.seal(folder, spec, kind)
+    return result
+
+
+def export_run(
+    run_dir: str | Path, kind: str, out: str | Path, force: bool = False, dataset: str | Path | None = None
+) -> Parity:
     """Export the best weights of a run.
 
     Args:
@@ -24,34 +115,56 @@ def export_run(run_dir: str | Path, kind: str, out: str | Path, force: bool = Fa
         kind: one of `FORMATS`.
         out: folder to write; must be missing or empty.
         force: replace an earlier export there.
+        dataset: where the run's dataset is now, if not where it was.
 
     Raises:
         RunError: ``out`` is in use, the run has no weights, the network does not convert, or the export disagrees with
             the trained network; nothing is left behind.
+        DatasetError: an 8-bit format, and the dataset to calibrate on is missing.
+        SetupError: a package is missing.
     """
-    from ..files import atomic_folder, write_json
-    from ..inference.predictors import KerasPredictor, open_predictor
+    from ..files import atomic_folder
     from ..training.run import load_run, load_trained
-    from . import parity, savedmodel, tflite
+    from . import parity
+    from .calibration import calibration_patches
 
-    if kind not in FORMATS:
-        raise RunError(f"--format {kind}: expected one of {', '.join(FORMATS)}")
+    check_format(kind)
     target = Path(out)
     check_target(target, force)
     run = load_run(run_dir)
+    where = run.config.data.dataset if dataset is None else dataset
+    calibration = None
+    if needs_calibration(kind):
+        calibration = calibration_patches(where, run.spec, split=run.config.data.train_split)
     model = load_trained(run)
-    patches, inputs = parity.parity_patches(run.spec, run.config.data.dataset)
+    patches, inputs = parity.parity_patches(run.spec, where)
     with atomic_folder(target, replace=force) as folder:
-        {"savedmodel": savedmodel.write, "tflite": tflite.write}[kind](model, run.spec, folder)
-        run.spec.save(folder)
-        result = parity.compare(KerasPredictor(run.spec, model), open_predictor(folder), patches, inputs)
+        result = export_model(model, run.spec, kind, folder, patches, inputs, calibration)
         if not result.passed:
             raise RunError(
                 f"{out}: the exported model differs from the trained one by {result.max_abs_difference:.2e} in "
-                f"probability, expected at most {result.tolerance:g}; nothing was written"
+                f"probability, expected at most {result.tolerance:g}"
+                + (f", and {result.same_answer:.1%} of answers are the same, expected {result.least_same:.0%}" if result.least_same else "")
+                + "; nothing was written"
             )
-        write_json(folder / parity.NAME, result.to_json())
     return result
+
+
+def _lowered(model: Any, kind: str) -> Any:
+    """The network's 2D form; float TFLite of a network without one is made of the network itself."""
+    from ..lowering.lower import lower
+
+    try:
+        return lower(model)
+    except RunError:
+        if kind in ("tflite", "tflite-float16", "tflite-dynamic"):
+            return model
+        raise
+
+
+def _has_ranges(network: Any) -> bool:
+    """True for a network of quantization-aware training."""
+    return any(type(layer).__name__.startswith("Quantize") for layer in network.layers)
 
 
 def check_target(target: Path, force: bool) -> None:

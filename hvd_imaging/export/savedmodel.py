@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..inference.predictors import INPUT, OUTPUT, SAVED_MODEL
+from ..inference.exported import INPUT, OUTPUT, SAVED_MODEL
 from ..models.spec import ModelSpec
 
 

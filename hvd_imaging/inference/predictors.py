@@ -1,11 +1,12 @@
-"""A trained model as a callable, whatever its form: run folder, SavedModel, or TFLite.
+"""A trained model as a callable, whatever its form: a run folder, or an export of any format.
 
-TensorFlow is imported when a model is opened (call `bootstrap.prepare()` first), not when this module is.
+A runtime (TensorFlow, LiteRT, ONNX Runtime) is imported when a model that needs it is opened, and no other one.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,15 +14,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .. import bootstrap
 from ..bootstrap import native_notes_aside
-from ..errors import RunError
+from ..errors import RunError, SetupError
 from ..models.spec import NAME as SPEC_NAME
 from ..models.spec import ModelSpec
+from . import exported
+from .exported import INPUT, MODEL_FILE, OUTPUT
 
-SAVED_MODEL = "saved_model"
-TFLITE = "model.tflite"
 RUN_CONFIG, RUN_WEIGHTS = "run.yaml", "best.npz"
-INPUT, OUTPUT = "image", "probabilities"
+EDGE_FORMATS = tuple(kind for kind in MODEL_FILE if kind.startswith(("tflite", "onnx")))
+"""Formats that need no TensorFlow to run."""
 
 
 class Predictor(Protocol):
@@ -29,7 +32,7 @@ class Predictor(Protocol):
 
     Attributes:
         spec: the model's contract.
-        kind: "run", "savedmodel" or "tflite".
+        kind: "run", or the export's format.
     """
 
     spec: ModelSpec
@@ -39,34 +42,93 @@ class Predictor(Protocol):
         """``(N, D, H, W, C)`` float32 -> probabilities float32: segmentation ``(N, D, H, W, K)``, else ``(N, K)``."""
 
 
-def open_predictor(path: str | Path) -> Predictor:
-    """Open a run folder, or a folder that `hvd-imaging export` wrote.
+def open_predictor(path: str | Path, threads: int = 0, edge: bool = False) -> Predictor:
+    """Open a run folder, a folder that `hvd-imaging export` wrote, or the model file of such a folder.
+
+    Args:
+        path: the model. A folder's files are checked against their hashes.
+        threads: of the runtime; 0: all cores that the process may use. TensorFlow takes its number from
+            `bootstrap.prepare`.
+        edge: refuse what would need TensorFlow.
 
     Raises:
-        RunError: neither of them, no trained weights, or a damaged model.
+        RunError: no model, no trained weights, damaged, of another schema, or with ``edge`` of a format that needs TensorFlow.
+        SetupError: the runtime is not installed.
     """
-    folder = Path(path)
-    if not folder.exists():
+    place = Path(path)
+    if not place.exists():
         raise RunError(f"{path}: no such model; expected {_EXPECTED}")
-    if (folder / RUN_CONFIG).is_file():
-        from ..training.run import load_run, load_trained
-
-        run = load_run(folder)
-        return KerasPredictor(run.spec, load_trained(run))
-    exports: dict[str, Callable[[ModelSpec, Path], Predictor]] = {
-        SAVED_MODEL: SavedModelPredictor,
-        TFLITE: TflitePredictor,
-    }
-    found = [name for name in exports if (folder / name).exists()] if (folder / SPEC_NAME).is_file() else []
-    if len(found) != 1:
+    if place.is_file():
+        spec, kind = exported.read_metadata(place) if place.suffix in (".tflite", ".onnx", ".keras") else (None, "")
+        if spec is None:
+            raise RunError(f"{path}: not a model; expected {_EXPECTED}")
+        return _open_export(place, spec, kind, threads, edge)
+    if (place / RUN_CONFIG).is_file():
+        if edge:
+            raise _needs_tensorflow(path, "a run folder")
+        return _open_run(place)
+    if not (place / exported.NAME).is_file():
+        if (place / SPEC_NAME).is_file():
+            raise RunError(
+                f"{path}: has no {exported.NAME} with the files' hashes: an unfinished copy, or written by another release; "
+                "copy the whole folder, or export the run again"
+            )
         raise RunError(f"{path}: not a model; expected {_EXPECTED}")
-    return exports[found[0]](ModelSpec.load(folder), folder / found[0])
+    kind = exported.check(place)
+    return _open_export(place / MODEL_FILE[kind], ModelSpec.load(place), kind, threads, edge)
 
 
 _EXPECTED = (
     f"a run folder ({RUN_CONFIG} and {RUN_WEIGHTS}), or an exported model "
-    f"({SPEC_NAME} with {SAVED_MODEL}/ or {TFLITE})"
+    f"({SPEC_NAME} with {', '.join(dict.fromkeys(MODEL_FILE.values()))})"
 )
+
+
+def check_runtime(kind: str) -> None:
+    """Whether what runs a format is installed, without importing it.
+
+    Raises:
+        SetupError: it is not; says how to get it.
+    """
+    from importlib.util import find_spec
+
+    needed: tuple[str, ...]
+    if kind.startswith("onnx"):
+        needed, extra = ("onnxruntime",), "edge"
+    elif kind.startswith("tflite"):
+        needed, extra = ("ai_edge_litert", "tensorflow"), "edge"
+    else:
+        needed, extra = ("tensorflow",), "train"
+    if not any(name in sys.modules or find_spec(name) for name in needed):
+        raise SetupError(
+            f"format {kind} runs on {' or '.join(needed)}, which is not installed: pip install 'hvd_imaging[{extra}]'"
+        )
+
+
+def _needs_tensorflow(path: Any, what: str) -> RunError:
+    return RunError(
+        f"{path}: {what} needs TensorFlow, which --edge leaves out; expected an export of format {', '.join(EDGE_FORMATS)}: "
+        "hvd-imaging export RUN_DIR --format tflite-int8 OUT"
+    )
+
+
+def _open_run(folder: Path) -> Predictor:
+    from ..training.run import load_run, load_trained
+
+    check_runtime("keras")
+    run = load_run(folder)
+    return KerasPredictor(run.spec, load_trained(run))
+
+
+def _open_export(path: Path, spec: ModelSpec, kind: str, threads: int, edge: bool) -> Predictor:
+    if edge and kind not in EDGE_FORMATS:
+        raise _needs_tensorflow(path, f"format {kind}")
+    check_runtime(kind)
+    if kind.startswith("onnx"):
+        return OnnxPredictor(spec, path, kind, threads)
+    if kind.startswith("tflite"):
+        return TflitePredictor(spec, path, kind, threads, edge)
+    return KerasPredictor(spec, _load_keras(path), kind) if kind == "keras" else SavedModelPredictor(spec, path)
 
 
 def with_probabilities(model: Any) -> Any:
@@ -83,14 +145,24 @@ def with_probabilities(model: Any) -> Any:
 class KerasPredictor:
     """A network in memory that gives logits."""
 
-    kind = "run"
-
-    def __init__(self, spec: ModelSpec, model: Any) -> None:
-        self.spec = spec
+    def __init__(self, spec: ModelSpec, model: Any, kind: str = "run") -> None:
+        self.spec, self.kind = spec, kind
         self._call = with_probabilities(model)
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         return self._call(np.asarray(batch, np.float32)).numpy()
+
+
+def _load_keras(path: Path) -> Any:
+    bootstrap.load_tensorflow()
+    import tensorflow as tf
+
+    from ..models import blocks as _  # noqa: F401 - registers the package's layers
+
+    try:
+        return tf.keras.models.load_model(path, compile=False)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise RunError(f"{path}: damaged Keras model, or with unknown layers ({_first_line(error)[:200]}); export the run again") from error
 
 
 class SavedModelPredictor:
@@ -99,6 +171,7 @@ class SavedModelPredictor:
     kind = "savedmodel"
 
     def __init__(self, spec: ModelSpec, path: Path) -> None:
+        bootstrap.load_tensorflow()
         import tensorflow as tf
 
         self.spec = spec
@@ -115,41 +188,95 @@ class SavedModelPredictor:
         return self._call(**{INPUT: tf.constant(batch, tf.float32)})[OUTPUT].numpy()
 
 
-class TflitePredictor:
-    """A ``model.tflite`` written by `export.tflite`: built-in operations, batch 1."""
+class _OneByOne:
+    """Base of runtimes whose models take a batch of 1."""
 
-    kind = "tflite"
+    def __init__(self, spec: ModelSpec, kind: str) -> None:
+        self.spec, self.kind = spec, kind
 
-    def __init__(self, spec: ModelSpec, path: Path) -> None:
-        import tensorflow as tf
+    def _check_shape(self, path: Path, found: Any) -> None:
+        wanted = (1, *self.spec.patch, self.spec.channels)
+        if tuple(found) != wanted:
+            raise RunError(
+                f"{path}: takes an input of {tuple(map(int, found))}, expected {wanted} as {SPEC_NAME} says: the two files "
+                "do not belong together; export the run again"
+            )
 
-        self.spec = spec
-        threads = int(os.environ.get("TF_NUM_INTRAOP_THREADS", "0")) or None
+    def _one(self, image: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        return np.concatenate([self._one(image[None]) for image in np.asarray(batch, np.float32)])
+
+
+class TflitePredictor(_OneByOne):
+    """A ``model.tflite`` written by `export.tflite`: built-in operations, batch 1.
+
+    Runs in LiteRT, Google's interpreter alone, where that is installed, else in TensorFlow's copy of it.
+    """
+
+    def __init__(self, spec: ModelSpec, path: Path, kind: str = "tflite", threads: int = 0, edge: bool = False) -> None:
+        super().__init__(spec, kind)
+        interpreter = _interpreter(edge)
         try:
             with warnings.catch_warnings(), native_notes_aside():
-                # TensorFlow announces that this interpreter moves to a package of its own; the pinned one has it.
+                # TensorFlow announces that this interpreter moves to a package of its own.
                 warnings.filterwarnings("ignore", message=r".*LiteRT.*")
                 warnings.filterwarnings("ignore", message=r".*tf\.lite\.Interpreter.*")
-                self._interpreter = tf.lite.Interpreter(model_path=str(path), num_threads=threads)
+                self._interpreter = interpreter(model_path=str(path), num_threads=threads or _threads())
                 self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise RunError(f"{path}: damaged TFLite model ({_first_line(error)}); export the run again") from error
         self._input = self._interpreter.get_input_details()[0]
         self._output = self._interpreter.get_output_details()[0]
-        wanted = (1, *spec.patch, spec.channels)
-        if tuple(self._input["shape"]) != wanted:
-            raise RunError(
-                f"{path}: takes an input of {tuple(map(int, self._input['shape']))}, expected {wanted} as "
-                f"{SPEC_NAME} says: the two files do not belong together; export the run again"
-            )
+        self._check_shape(path, self._input["shape"])
 
-    def __call__(self, batch: np.ndarray) -> np.ndarray:
-        answers = []
-        for image in np.asarray(batch, np.float32):
-            self._interpreter.set_tensor(self._input["index"], image[None])
-            self._interpreter.invoke()
-            answers.append(self._interpreter.get_tensor(self._output["index"])[0])
-        return np.stack(answers)
+    def _one(self, image: np.ndarray) -> np.ndarray:
+        self._interpreter.set_tensor(self._input["index"], image)
+        self._interpreter.invoke()
+        return self._interpreter.get_tensor(self._output["index"])
+
+
+def _interpreter(edge: bool) -> Callable[..., Any]:
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError as error:
+        if edge:
+            raise SetupError(
+                "--edge runs TFLite models on ai_edge_litert, which is not installed: pip install 'hvd_imaging[edge]'"
+            ) from error
+        bootstrap.load_tensorflow()
+        import tensorflow as tf
+
+        return tf.lite.Interpreter
+    return Interpreter
+
+
+class OnnxPredictor(_OneByOne):
+    """A ``model.onnx`` written by `export.onnx`: batch 1."""
+
+    def __init__(self, spec: ModelSpec, path: Path, kind: str = "onnx", threads: int = 0) -> None:
+        super().__init__(spec, kind)
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or _threads()
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        # Its arena keeps the largest demand of each size; without, memory goes back and forth at hardly any cost.
+        options.enable_cpu_mem_arena = False
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its own private classes
+            raise RunError(f"{path}: damaged ONNX model ({_first_line(error)[:200]}); export the run again") from error
+        self._check_shape(path, self._session.get_inputs()[0].shape)
+
+    def _one(self, image: np.ndarray) -> np.ndarray:
+        return self._session.run([OUTPUT], {INPUT: image})[0]
+
+
+def _threads() -> int:
+    return int(os.environ.get("TF_NUM_INTRAOP_THREADS", "0")) or len(os.sched_getaffinity(0))
 
 
 def _first_line(error: Exception) -> str:

@@ -27,6 +27,7 @@ class ModelSpec(pydantic.BaseModel):
         model: its configuration.
         dataset_hash: of the manifest it learned from.
         run: name of the training run.
+        overlap: share that windows of a whole volume overlap, if the user says nothing else.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
@@ -39,6 +40,7 @@ class ModelSpec(pydantic.BaseModel):
     model: ModelConfig
     dataset_hash: str
     run: str
+    overlap: float = pydantic.Field(0.5, ge=0, le=0.95)
 
     @property
     def is_2d(self) -> bool:

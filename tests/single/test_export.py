@@ -29,15 +29,15 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["unet", "deep", "vgg"])
-@pytest.mark.parametrize("kind", ["savedmodel", "tflite"])
+@pytest.mark.parametrize("kind", ["keras", "savedmodel", "tflite", "onnx"])
 def test_an_export_agrees_with_the_network_and_stands_alone(runs, tmp_path, name, kind):
     result = export_run(runs / name, kind, tmp_path / "out")
     assert result.passed and result.inputs == "dataset" and result.patches >= 4
     assert result.same_answer > 0.999
     recorded = json.loads((tmp_path / "out/parity.json").read_text())
     assert recorded["max_abs_difference"] == result.max_abs_difference
-    model = {"savedmodel": "saved_model", "tflite": "model.tflite"}[kind]
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.json", "parity.json", model}
+    model = {"keras": "model.keras", "savedmodel": "saved_model", "tflite": "model.tflite", "onnx": "model.onnx"}[kind]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.json", "parity.json", "export.json", model}
     assert not list(tmp_path.glob(".out*"))
 
     shutil.move(tmp_path / "out", tmp_path / "moved")
@@ -100,11 +100,11 @@ def test_what_is_no_model_is_refused_with_what_was_expected(runs, tmp_path):
         open_predictor(tmp_path)
     export_run(runs / "unet", "tflite", tmp_path / "out")
     (tmp_path / "out/model.tflite").write_bytes(b"no flatbuffer at all")
-    with pytest.raises(RunError, match="damaged TFLite"):
+    with pytest.raises(RunError, match="model.tflite: damaged or changed since its export .SHA-256 expected"):
         open_predictor(tmp_path / "out")
     export_run(runs / "unet", "savedmodel", tmp_path / "saved")
     (tmp_path / "saved/saved_model/saved_model.pb").write_bytes(b"x")
-    with pytest.raises(RunError, match="damaged SavedModel"):
+    with pytest.raises(RunError, match="saved_model.pb: damaged or changed"):
         open_predictor(tmp_path / "saved")
     shutil.copytree(runs / "unet", tmp_path / "unfinished")
     (tmp_path / "unfinished/best.npz").unlink()
@@ -120,7 +120,7 @@ def test_the_command(runs, tmp_path):
     assert result.exit_code == 0 and "differs from the trained network" in result.stdout
     result = CliRunner().invoke(command, [*arguments, "--force", "--json"], catch_exceptions=False)
     assert json.loads(result.stdout)["inputs"] == "dataset"
-    assert CliRunner().invoke(command, [str(runs), "--format", "onnx", "x"]).exit_code == 2
+    assert CliRunner().invoke(command, [str(runs), "--format", "onnx3", "x"]).exit_code == 2
 
 
 def test_a_network_without_built_in_operations_is_refused(tmp_path):
