@@ -72,10 +72,15 @@ def workshop(volumes: int = 12, images: int = 0) -> Iterator[Workshop]:
     with tempfile.TemporaryDirectory(prefix="hvd_imaging_bench.") as name:
         folder = Path(name)
         if volumes:
-            _write(folder / "volumes", "segmentation", volumes, (64, 64, 64))
+            write_volumes(folder / "volumes", volumes)
         if images:
             _write(folder / "images", "classification", images, (1, 64, 64))
         yield Workshop(folder)
+
+
+def write_volumes(folder: Path, count: int) -> None:
+    """A dataset of volumes of 64^3."""
+    _write(folder, "segmentation", count, (64, 64, 64))
 
 
 def _write(folder: Path, task: Literal["segmentation", "classification"], count: int, shape: tuple[int, int, int]) -> None:

@@ -106,6 +106,19 @@ def ingest(quick: bool, path: str | None) -> None:
     _show("ingest", *measure(quick, lambda text: click.echo(text, err=True)), path)
 
 
+@command.command()
+@click.option("--quick", is_flag=True, help="End within a minute: an untrained U-Net, sizes and times only.")
+@click.option("--json", "path", type=click.Path(dir_okay=False), help="Write the measurements here.")
+@click.option("--work", type=click.Path(file_okay=False), help="Keep data, runs and models here, and go on with them.")
+def compress(quick: bool, path: str | None, work: str | None) -> None:
+    """Compressed U-Net and VGG16 beside TensorFlow Lite, tfmot, ONNX Runtime and PyTorch (about 40 minutes)."""
+    from pathlib import Path
+
+    from ..bench.compress import measure
+
+    _show("compress", *measure(quick, lambda text: click.echo(text, err=True), Path(work) if work else None), path)
+
+
 def _show(name: str, rows: Sequence[Row], figures: Sequence[Figure], path: str | None) -> None:
     from rich.console import Console
     from rich.table import Table

@@ -8,41 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from ..config import RunConfig
-from ..errors import DatasetError, RunError
-from ..models.spec import ModelSpec
 from ..pipeline.dataset import TrainingData
 from ..pipeline.plan import equal_cut
 from ..shards import manifest as manifests
 from ..shards.reader import ShardReader
 from ..world import World
-
-
-def check_dataset(config: RunConfig, spec: ModelSpec) -> None:
-    """Refuse a dataset that is not the one the network learned from.
-
-    Raises:
-        DatasetError: it is missing, or has no training split.
-        RunError: preprocessed in another way, or of other classes or channels.
-    """
-    dataset = config.data.dataset
-    if not (Path(dataset) / manifests.NAME).is_file():
-        raise DatasetError(
-            f"{dataset}: the run's dataset is not there (no {manifests.NAME}), but compression learns from and is judged by it; "
-            "restore it, or give its new place with --dataset FOLDER"
-        )
-    manifest = manifests.load(dataset)
-    for what, found, expected in (
-        ("preprocess", manifest.preprocess.model_dump(mode="json"), spec.preprocess.model_dump(mode="json")),
-        ("classes", list(manifest.classes), list(spec.classes)),
-        ("channels", manifest.channels, spec.channels),
-    ):
-        if found != expected:
-            raise RunError(
-                f"{dataset}: {what} is {found}, expected {expected} as the network was trained on: its patches would calibrate "
-                "something else; ingest it with the run's settings"
-            )
-    if not manifest.of_split(config.data.train_split):
-        raise DatasetError(f"{dataset}: no training split to calibrate on; `hvd-imaging dataset split` spreads the patients anew")
 
 
 def training_batches(config: RunConfig, world: World, patches: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -41,7 +41,7 @@ def prepare(model: Any, patches: Sequence[np.ndarray]) -> Any:
     lowered = lower(model)
     quantization = tfmot.quantization.keras
 
-    class Untouched(quantization.QuantizeConfig):  # type: ignore[misc]
+    class Untouched(quantization.QuantizeConfig):  # type: ignore[name-defined]
         """Layers that move voxels and compute nothing: the range of what they are given holds behind them."""
 
         def get_weights_and_quantizers(self, layer):

@@ -534,12 +534,17 @@ _STEPS = {
 }
 
 
+_MEASURES = {
+    "parameters": "parameters", "macs": "multiply-accumulates", "both": "parameters and of the multiply-accumulates",
+}  # fmt: skip
+
+
 def describe_step(step: Mapping[str, Any]) -> str:
     """A step of a recipe as sentences; unknown ones with their settings."""
     name = str(step["do"])
     rest = {key: value for key, value in step.items() if key not in ("do", "outcome")}
     try:
-        text = _STEPS[name].format(**rest)
+        text = _STEPS[name].format(**rest | {"measure": _MEASURES.get(str(rest.get("measure")), "")})
         if name == "weights" and rest.get("pattern"):
             m, n = rest["pattern"]
             text = f"The smallest weights become zeros: {m} in every {n} neighbouring input channels."

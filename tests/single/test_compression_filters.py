@@ -195,7 +195,7 @@ def test_filters_that_do_nothing_leave_without_a_trace(make, tmp_path):
     before, after = macs.totals(model), macs.totals(small)
     assert after.parameters < 0.7 * before.parameters and after.macs < 0.8 * before.macs
     expected = model(image).numpy()
-    np.testing.assert_allclose(small(image), expected, atol=1e-5 * max(1, abs(expected).max()))
+    np.testing.assert_allclose(small(image), expected, atol=2e-5 * max(1, abs(expected).max()))
     # It is a plain Keras network: it comes back from its description.
     architecture.save(small, tmp_path)
     again = architecture.load(tmp_path)
