@@ -15,6 +15,7 @@ Examples:
   hvd-imaging predict models/unet3d case.nii.gz mask.nii.gz label map on the same grid
   hvd-imaging predict runs/vgg16 series/ answer.csv         probability of each class
   hvd-imaging predict runs/unet3d dataset/ masks/           one NIfTI for each sample
+  hvd-imaging predict --edge models/int8 case.nii.gz mask.nii.gz   without TensorFlow
 \b
 The suffix of OUT says what is written: .dcm, .nii, .nii.gz, .csv (volumes in ml, or
 probabilities), or a folder for a dataset. Nothing found gives an empty mask.
@@ -24,31 +25,37 @@ probabilities), or a folder for a dataset. Nothing found gives an empty mask.
 @click.argument("input", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@click.option("--overlap", type=click.FloatRange(0, 0.95), help="Share that windows overlap [default: the model's own, 0.5].")
 @click.option(
-    "--overlap", type=click.FloatRange(0, 0.95), default=0.5, show_default=True, help="Share that windows overlap."
-)
-@click.option(
-    "--memory-mb", type=click.IntRange(1), default=1024, show_default=True, help="Budget of the sliding window."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the answers as JSON.")
-def command(model: Path, input: Path, out: Path, force: bool, overlap: float, memory_mb: int, as_json: bool) -> None:
+    "--memory-mb", type=click.IntRange(1), default=2048, show_default=True,
+    help="Budget of the whole process (MiB): Python, runtime, model, image and windows.",
+)  # fmt: skip
+@click.option("--threads", type=click.IntRange(1), help="Threads to compute with [default: all cores of the process].")
+@click.option("--edge", is_flag=True, help="Refuse a model that would need TensorFlow (docs/edge.md).")
+@click.option("--json", "as_json", is_flag=True, help="Print the answers and the peak memory as JSON.")
+def command(
+    model: Path, input: Path, out: Path, force: bool, overlap: float | None, memory_mb: int, threads: int | None, edge: bool,
+    as_json: bool,
+) -> None:  # fmt: skip
     """Apply MODEL (a run or an export) to INPUT (a DICOM series folder, a NIfTI file, or a dataset) and write OUT."""
     from .. import bootstrap
     from .console import counter, refuse_many_ranks
 
     refuse_many_ranks("predict")
-    bootstrap.prepare()
-    bootstrap.load_tensorflow()
+    bootstrap.prepare(threads or 0)  # for TensorFlow, should the model need it
     from ..inference.predict import predict
     from ..inference.predictors import open_predictor
 
     with counter("predict") as progress:
-        predictor = open_predictor(model)
+        predictor = open_predictor(model, threads or 0, edge)
         rows = predict(predictor, input, out, force, overlap, memory_mb << 20, progress)
     if as_json:
         import json
 
-        click.echo(json.dumps({"out": str(out), "task": predictor.spec.task, "answers": rows}))
+        from ..compression.measure_worker import peak_bytes
+
+        found = {"out": str(out), "task": predictor.spec.task, "format": predictor.kind, "answers": rows, "peak_bytes": peak_bytes()}
+        click.echo(json.dumps(found))
         return
     for row in rows[:10]:
         click.echo("  ".join([f"{row['id']}:", *_shown(row)]))

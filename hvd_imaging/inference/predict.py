@@ -37,11 +37,14 @@ from ..sources.dicom import read_series, scan_dicom
 from ..sources.nifti import is_nifti_name, read_nifti, write_nifti
 from ..volume import Volume
 from .predictors import Predictor
-from .sliding import MEMORY_BYTES, center_patch, sliding_window
+from .sliding import Shape3, center_patch, sliding_window
 
 InputKind = Literal["dicom", "nifti", "dataset"]
 OutputKind = Literal["dcm", "nifti", "csv", "folder"]
 Progress = Callable[[int, int], None]
+
+MEMORY_BYTES = 2 << 30
+"""Default budget of the whole process: interpreter, runtime, model, image and sliding window."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def predict(
     source: str | Path,
     out: str | Path,
     force: bool = False,
-    overlap: float = 0.5,
+    overlap: float | None = None,
     memory_bytes: int = MEMORY_BYTES,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
@@ -87,7 +90,9 @@ def predict(
         source: INPUT.
         out: OUT; its suffix says what is written, see the module's table.
         force: replace an existing ``out`` (a folder only if it holds nothing but NIfTI files).
-        overlap, memory_bytes: of the sliding window.
+        overlap: of the windows; None: the model's own.
+        memory_bytes: budget of the whole process. It changes the work done, never the result: where the sliding window does not
+            fit beside what the process holds already, the volume is worked through in strips.
         progress: called with (windows done, windows in all) for a volume, (samples done, in all) for a dataset.
 
     Returns:
@@ -95,13 +100,14 @@ def predict(
 
     Raises:
         ConfigError: ``out`` can not hold this model's answer for this input.
-        RunError: ``out`` exists, or the input's channels are not the model's.
+        RunError: ``out`` exists, the input's channels are not the model's, or the budget is too small.
         SourceError, DatasetError: the input can not be used.
     """
     source, target, spec = Path(source), Path(out), predictor.spec
     kind = input_kind(source)
     form = output_kind(target, spec, kind)
     check_target(target, form, force)
+    overlap = spec.overlap if overlap is None else overlap
     answers = _answers(predictor, source, kind, overlap, memory_bytes, progress)
     if form == "folder":
         rows = []
@@ -261,7 +267,7 @@ def read_only_series(folder: Path, units: Literal["hu", "stored"] = "hu") -> Vol
 def answer_volume(
     predictor: Predictor,
     volume: Volume,
-    overlap: float = 0.5,
+    overlap: float | None = None,
     memory_bytes: int = MEMORY_BYTES,
     progress: Progress | None = None,
 ) -> Answer:
@@ -272,6 +278,7 @@ def answer_volume(
         SourceError: the image can not be preprocessed.
     """
     ready, _ = preprocess(volume, None, predictor.spec.preprocess)
+    overlap = predictor.spec.overlap if overlap is None else overlap
     labels, probabilities = apply(predictor, ready, overlap, memory_bytes, progress)
     if labels is not None:
         labels = back_to_grid(labels, ready.affine, volume.shape, volume.affine)
@@ -288,7 +295,7 @@ def apply(
     """(labels ``(D, H, W)`` uint8, None) or (None, probabilities ``(K,)``) for a preprocessed volume (D, H, W, C).
 
     Raises:
-        RunError: another number of channels than the model's.
+        RunError: another number of channels than the model's, or the budget is too small.
     """
     spec = predictor.spec
     if ready.array.shape[3] != spec.channels:
@@ -301,11 +308,68 @@ def apply(
         spec.patch,
         len(spec.classes),
         overlap=overlap,
-        memory_bytes=memory_bytes,
+        memory_bytes=_window_bytes(predictor, ready.array, memory_bytes),
         mode="labels",
         progress=progress,
     )
     return labels, None
+
+
+def _window_bytes(predictor: Predictor, image: np.ndarray, memory_bytes: int) -> int:
+    """What is left for the sliding window's accumulator."""
+    spec, shape = predictor.spec, (image.shape[0], image.shape[1], image.shape[2])
+    left = window_bytes(memory_bytes, _held(), shape, spec.patch, len(spec.classes))
+    if left is None:
+        # It may be short, so it is looked at with what the runtime needs to compute.
+        predictor(np.zeros((1, *spec.patch, spec.channels), np.float32))
+        left = window_bytes(memory_bytes, _held(), shape, spec.patch, len(spec.classes), reserve=0)
+        assert left is not None
+    return left
+
+
+def _held() -> int:
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
+RESERVE = 256 << 20
+"""Bytes that a runtime may still take when it computes first."""
+
+
+def window_bytes(
+    memory_bytes: int, held: int, shape: Shape3, patch: Shape3, classes: int, reserve: int = RESERVE
+) -> int | None:
+    """Bytes that the accumulator of a sliding window may take. Pure.
+
+    Args:
+        memory_bytes: budget of the process.
+        held: what it holds already.
+        shape, patch: voxels (D, H, W).
+        classes: K.
+        reserve: to be left for the runtime.
+
+    Returns:
+        None if that is not enough for the whole width of the volume, so that ``held`` should be looked at more closely.
+
+    Raises:
+        RunError: without ``reserve``: not even one row of patches fits.
+    """
+    labels = int(np.prod(shape))
+    row = min(patch[0], shape[0]) * shape[2] * classes * 4
+    left = memory_bytes - held - labels - reserve
+    if left >= shape[1] * row:
+        return left
+    if reserve:
+        return None
+    least = min(patch[1], shape[1]) * row
+    if left < least:
+        raise RunError(
+            f"a memory budget of {memory_bytes / 2**20:.0f} MiB is too small: the process holds {held / 2**20:.0f} MiB (Python, runtime, "
+            f"model, image), and a volume of {shape} voxels needs at least {(labels + least) / 2**20:.0f} MiB more; expected --memory-mb "
+            f"{(held + labels + least >> 20) + 64} or more, or a runtime that is smaller (an export of format tflite-int8)"
+        )
+    return left
 
 
 def back_to_grid(

@@ -5,6 +5,7 @@ A runtime (TensorFlow, LiteRT, ONNX Runtime) is imported when a model that needs
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 import warnings
@@ -90,8 +91,6 @@ def check_runtime(kind: str) -> None:
     Raises:
         SetupError: it is not; says how to get it.
     """
-    from importlib.util import find_spec
-
     needed: tuple[str, ...]
     if kind.startswith("onnx"):
         needed, extra = ("onnxruntime",), "edge"
@@ -99,10 +98,18 @@ def check_runtime(kind: str) -> None:
         needed, extra = ("ai_edge_litert", "tensorflow"), "edge"
     else:
         needed, extra = ("tensorflow",), "train"
-    if not any(name in sys.modules or find_spec(name) for name in needed):
+    if not any(map(installed, needed)):
         raise SetupError(
             f"format {kind} runs on {' or '.join(needed)}, which is not installed: pip install 'hvd_imaging[{extra}]'"
         )
+
+
+def installed(name: str) -> bool:
+    """Whether a package can be imported, without doing so."""
+    try:
+        return name in sys.modules or importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def _needs_tensorflow(path: Any, what: str) -> RunError:
@@ -113,9 +120,10 @@ def _needs_tensorflow(path: Any, what: str) -> RunError:
 
 
 def _open_run(folder: Path) -> Predictor:
+    check_runtime("keras")
+    bootstrap.load_tensorflow()
     from ..training.run import load_run, load_trained
 
-    check_runtime("keras")
     run = load_run(folder)
     return KerasPredictor(run.spec, load_trained(run))
 
@@ -263,8 +271,6 @@ class OnnxPredictor(_OneByOne):
         options.intra_op_num_threads = threads or _threads()
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
-        # Its arena keeps the largest demand of each size; without, memory goes back and forth at hardly any cost.
-        options.enable_cpu_mem_arena = False
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its own private classes

@@ -14,7 +14,7 @@ from runs import PATCH, make_run
 
 from hvd_imaging.config import ModelConfig, PreprocessConfig
 from hvd_imaging.errors import ConfigError, RunError, SourceError
-from hvd_imaging.inference.predict import answer_volume, back_to_grid, input_kind, predict
+from hvd_imaging.inference.predict import answer_volume, back_to_grid, input_kind, predict, window_bytes
 from hvd_imaging.models.spec import ModelSpec
 from hvd_imaging.sources.dicom import read_series, scan_dicom
 from hvd_imaging.sources.labels import read_seg_mask
@@ -328,7 +328,28 @@ def test_the_command_with_a_run(tmp_path):
     assert result.exit_code == 0 and "written:" in result.stdout and " ml" in result.stdout
     mask = read_nifti(tmp_path / "mask.nii.gz")
     assert same_grid(mask, volume) and set(np.unique(mask.array)) <= {0, 1}
-    result = CliRunner().invoke(command, [*arguments, "--force", "--json", "--memory-mb", "1"], catch_exceptions=False)
-    assert json.loads(result.stdout)["answers"][0]["id"] == "input"
+    result = CliRunner().invoke(command, [*arguments, "--force", "--json", "--threads", "1"], catch_exceptions=False)
+    found = json.loads(result.stdout)
+    assert found["answers"][0]["id"] == "input" and found["format"] == "run" and found["peak_bytes"] > 10 << 20
     again = read_nifti(Path(arguments[2]))
     np.testing.assert_array_equal(again.array, mask.array)
+    with pytest.raises(RunError, match=r"memory budget of 1 MiB is too small: the process holds \d+ MiB.*expected --memory-mb"):
+        CliRunner().invoke(command, [*arguments, "--force", "--memory-mb", "1"], catch_exceptions=False)
+    with pytest.raises(RunError, match="a run folder needs TensorFlow, which --edge leaves out; expected an export of format tflite"):
+        CliRunner().invoke(command, [*arguments, "--force", "--edge"], catch_exceptions=False)
+
+
+def test_the_budget_counts_what_the_process_holds_already():
+    mega = 1 << 20
+    volume, patch = (256, 256, 256), (48, 48, 48)
+    whole = 48 * 256 * 256 * 2 * 4
+    labels = 256**3
+    assert window_bytes(2048 * mega, 500 * mega, volume, patch, 2) == (2048 - 500 - 256) * mega - labels
+    # Short with the reserve: to be looked at more closely; then what is left, enough for some rows at least.
+    tight = 500 * mega + labels + whole
+    assert window_bytes(tight, 500 * mega, volume, patch, 2) is None
+    assert window_bytes(tight, 500 * mega, volume, patch, 2, reserve=0) == whole
+    assert window_bytes(tight, 510 * mega, volume, patch, 2, reserve=0) == whole - 10 * mega
+    with pytest.raises(RunError, match=r"budget of 544 MiB is too small: the process holds 544 MiB.*at least 22 MiB more"):
+        window_bytes(544 * mega, 544 * mega, volume, patch, 2, reserve=0)
+    assert window_bytes(600 * mega, 300 * mega, (4, 20, 10), patch, 2) == 44 * mega - 800  # smaller than the patch
