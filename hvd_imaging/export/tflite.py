@@ -55,10 +55,9 @@ def write(
     if kind == "tflite-float16":
         converter.target_spec.supported_types = [tf.float16]
     convert = converter.convert
-    if kind == "tflite-int8":
+    if kind == "tflite-int8" and calibration is not None:
         converter.target_spec.supported_ops = [lite.OpsSet.TFLITE_BUILTINS_INT8, lite.OpsSet.TFLITE_BUILTINS]
-        if calibration is not None:
-            convert = _calibrated(converter, model, calibration)
+        convert = _calibrated(converter, model, calibration)
     try:
         with warnings.catch_warnings(), native_notes_aside():
             warnings.simplefilter("ignore")  # of the converter's own parts; a user can do nothing about them
