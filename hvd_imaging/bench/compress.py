@@ -58,13 +58,13 @@ WORKS = (
     Work(UNET, "zeros", "frozen/model", [{"do": "weights", "sparsity": 0.85, "epochs": 8}], {
         "tflite": "ours, 85% zeros", "tflite-int8": "ours, 85% zeros, int8",
     }),
-    Work(UNET, "small", "frozen/model", [{"do": "filters", "remove": 0.6, "rounds": 2, "epochs": 6}], {
+    Work(UNET, "small", "frozen/model", [{"do": "filters", "remove": 0.6, "rounds": 2, "epochs": 8}], {
         "tflite": "ours, fewer filters", "tflite-int8": "ours, fewer filters, int8", "onnx-int8": "ours, fewer filters, int8, ONNX",
     }),
     Work(VGG, "frozen_vgg", "runs/vgg16", [{"do": "freeze_norms", "epochs": 8}], {
         "tflite": "ours, float32", "tflite-int8": "ours, int8",
     }),
-    Work(VGG, "small_vgg", "frozen_vgg/model", [{"do": "filters", "remove": 0.92, "rounds": 4, "epochs": 10}], {
+    Work(VGG, "small_vgg", "frozen_vgg/model", [{"do": "filters", "remove": 0.92, "rounds": 4, "epochs": 16}], {
         "tflite": "ours, fewer filters", "tflite-int8": "ours, fewer filters, int8",
     }),
 )  # fmt: skip
@@ -79,7 +79,7 @@ COMMANDS = (
     ("init segmentation --dataset segment -o segment.yaml", "segment.yaml"),
     ("init classification --dataset classify -o classify.yaml", "classify.yaml"),
     ("train segment.yaml --run-dir runs/unet3d --set data.patch=[48,48,48] --set data.patches_per_volume=1 "
-     "--set data.foreground=0.8 --set model.filters=16 --set model.depth=3 --set model.norm=group --set train.epochs=20 "
+     "--set data.foreground=0.8 --set model.filters=16 --set model.depth=3 --set model.norm=group --set train.epochs=14 "
      "--set train.learning_rate=3e-3 --set output.tensorboard=false", "runs/unet3d"),
     ("train classify.yaml --run-dir runs/vgg16 --set data.patch=[1,48,80] --set data.augment.flip=[false,true,true] "
      "--set train.epochs=40 --set train.learning_rate=3e-4 --set train.validate_every=4 --set output.tensorboard=false",

@@ -16,7 +16,7 @@ from ..training.run import BEST
 from ..training.start import Start
 from .recipe import Tuned
 
-RATE = 0.2
+RATE = 0.1
 """Of the run's learning rate, where the recipe gives none."""
 
 
@@ -39,6 +39,8 @@ class Changed(Start):
         keep: whether its layers are written into the run directory.
         training: False calls its layers as in use (networks with quantizers, whose ranges are fixed).
     """
+
+    judged = True
 
     def __init__(self, model: Any, hold: Hold | None = None, keep: bool = True, training: bool = True) -> None:
         self.model, self.hold, self.keep, self.training = model, hold, keep, training
@@ -68,7 +70,8 @@ def settings(config: RunConfig, step: Tuned) -> RunConfig:
         "epochs": step.epochs,
         "learning_rate": step.learning_rate or config.train.learning_rate * RATE,
         "schedule": "cosine",
-        "warmup_epochs": 0.0,
+        # Adam knows nothing of the gradients yet: its first steps would be as long as all others, and undo what was learned.
+        "warmup_epochs": min(1.0, step.epochs / 4),
         "max_steps": None,
         "early_stop": 0,
         "validate_every": 1,

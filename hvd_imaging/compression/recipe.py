@@ -21,7 +21,7 @@ class Tuned(Section):
     """A step that trains on: with the run's own settings, data and loss, at a lower rate."""
 
     epochs: Annotated[int, Field(ge=0)] = Field(3, description="passes over the training split; 0: none")
-    learning_rate: PositiveFloat | None = Field(None, description="null: a fifth of the run's")
+    learning_rate: PositiveFloat | None = Field(None, description="null: a tenth of the run's")
 
 
 class FreezeNorms(Tuned):

@@ -145,8 +145,11 @@ def _train(stage: Stage, model: Any, plan: dict[str, Any], context: Context) -> 
         return None
     if isinstance(step, Quantize):
         quantize.finish(model, trained)
-    score = summary.best.to_json()["score"]
-    return f"trained on for {step.epochs} epochs, best was the {_ordinal(summary.best.epoch + 1)}", score
+    best = summary.best
+    sentence = f"best of {step.epochs} epochs of training on was the {_ordinal(best.epoch + 1)}"
+    if best.epoch < 0:
+        sentence = f"{step.epochs} epochs of training on made it no better, so it stays as it was before them"
+    return sentence, best.to_json()["score"]
 
 
 def _ordinal(number: int) -> str:

@@ -189,6 +189,21 @@ class Trainer:
             f"{self.spec.model.name}: {self.model.count_params():,} parameters, {len(self.data.samples)} samples, "
             f"{self.steps} steps an epoch, {world.size} rank{'s' * (world.size > 1)}"
         )
+        if not meta and self.start.judged and self.validation.samples and self.start.settled(0, self.last_step):
+            self._judge_start()
+
+    def _judge_start(self) -> None:
+        record = validate(self.validation, self.validate_batch, self.hvd, self.spec, self.mark)
+        name, sign = MONITORS[self.spec.task]
+        if self.position.best.update(float(sign * record[name]), -1):
+            self._keep_best({"epoch": -1, "step": 0, name: record[name]})
+        self.log.write("judged", step=0, **record)
+        self.report.message("before: " + "  ".join(f"{key} {record[key]:.4f}" for key in dict.fromkeys(("val_loss", name))))
+
+    def _keep_best(self, meta: dict[str, Any]) -> None:
+        if self.world.is_root:
+            weights = [w.numpy() for w in self.model.weights]
+            self.writer.submit(self.directory / run.BEST, checkpoint.State(weights, [], meta))
 
     @property
     def _exact(self) -> bool:
@@ -321,10 +336,8 @@ class Trainer:
             score = -record["loss"] if name == "loss" else sign * record[name]
             # A partial epoch (max_steps) is no candidate: a resumed run has to judge the same epochs as a whole one.
             is_best = whole and position.best.update(float(score), position.epoch)
-            if world.is_root and (is_best or not (self.directory / run.BEST).exists()):
-                meta = {"epoch": position.epoch, "step": position.total, name: record[name]}
-                weights = [w.numpy() for w in self.model.weights]
-                self.writer.submit(self.directory / run.BEST, checkpoint.State(weights, [], meta))
+            if is_best or (world.is_root and not (self.directory / run.BEST).exists()):
+                self._keep_best({"epoch": position.epoch, "step": position.total, name: record[name]})
             record["best"] = is_best
         self.log.write("epoch", step=position.total, world_size=world.size, **record)
         self.board.epoch(record)

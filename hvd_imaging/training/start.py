@@ -14,9 +14,11 @@ class Start:
 
     Attributes:
         training: whether layers are called in training form.
+        judged: whether the network is good already, so that an epoch has to be better than it to be the best.
     """
 
     training = True
+    judged = False
 
     def network(self, spec: ModelSpec) -> Any:
         """The network, with the weights to begin from; the same on all ranks."""
