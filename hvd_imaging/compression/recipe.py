@@ -94,6 +94,7 @@ class Recipe(Section):
     )
     calibration: Positive = Field(32, description="patches of the training split that integer ranges are measured on")
     split: Literal["val", "test"] = Field("test", description="the cases that the formats are judged on")
+    repeats: Positive = Field(3, description="processes that time each format, one after another")
     limits: Limits = Limits()
 
     @pydantic.model_validator(mode="after")

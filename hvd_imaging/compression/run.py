@@ -171,7 +171,7 @@ def compress(
             )
     folders = {FLOAT: run.directory, **{name: out / EXPORTS / name for name in reports if name != FLOAT}}
     with counter("measure") as progress:
-        rows = hvd.broadcast(root_works(hvd, lambda: measure_models(folders, progress=progress)))
+        rows = hvd.broadcast(root_works(hvd, lambda: measure_models(folders, repeats=recipe.repeats, progress=progress)))
 
     before = macs.totals(together(hvd, lambda: load_trained(run)))
     after = macs.totals(model)

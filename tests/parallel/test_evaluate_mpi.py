@@ -67,3 +67,42 @@ def test_a_missing_shard_stops_all_ranks_with_one_message(tmp_path):
     errors = [line for line in found.stderr.splitlines() if line.startswith("hvd-imaging: error:")]
     assert len(errors) == 1 and "the shard is missing" in errors[0]
     assert not (run / "evaluation-test.json").exists()
+
+
+def test_two_ranks_compress_what_one_would(tmp_path):
+    """Statistics, importance, training on, evaluation: all shared; exports and timing on rank 0 while the other waits."""
+    make_dataset(tmp_path / "data", samples=6)
+    run = make_run(tmp_path / "run", tmp_path / "data", norm="group")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({
+        "steps": [
+            {"do": "freeze_norms", "patches": 4, "epochs": 0},
+            {"do": "filters", "remove": 0.4, "patches": 4, "epochs": 1},
+        ],
+        "formats": ["tflite-int8"], "split": "val", "calibration": 4, "repeats": 1,
+        "limits": {"metric_loss": None, "faster": None, "smaller": 1.0},
+    }))  # fmt: skip
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "hvd_imaging.cli.main", "compress"]
+    found = mpirun(2, [*command, str(run), "--recipe", str(recipe), "--out", str(out), "--json"])
+    assert found.returncode == 0, found.stderr
+    result = json.loads(found.stdout)
+    assert list(result["released"]) == ["tflite-int8"] and result["formats"][0]["latency_ms"]["one"] > 0
+    assert result["formats"][0]["parameters"] < 0.65 * result["reference"]["parameters"]
+    log = [json.loads(line) for line in (out / "steps/02-filters/training/events.jsonl").read_text().splitlines()]
+    assert log[0]["world_size"] == 2
+
+    from hvd_imaging import bootstrap
+
+    bootstrap.prepare()
+    from hvd_imaging.compression import norms
+    from hvd_imaging.compression.patches import training_batches
+    from hvd_imaging.training import checkpoint
+    from hvd_imaging.training.run import load_run, load_trained
+    from hvd_imaging.world import World
+
+    trained = load_run(run)
+    alone = norms.freeze(load_trained(trained), lambda: (x for x, _ in training_batches(trained.config, World(), 4)))
+    shared = checkpoint.load(out / "steps/01-freeze_norms/network.npz").weights
+    for a, b in zip(alone.get_weights(), shared, strict=True):
+        assert abs(a - b).max() < 1e-5
