@@ -68,6 +68,10 @@ run mpirun -np 2 hvd-imaging train classify.yaml --run-dir runs/vgg16 \
 run mpirun -np 2 hvd-imaging evaluate runs/unet3d
 run mpirun -np 2 hvd-imaging evaluate runs/vgg16
 
+run hvd-imaging init compress-segmentation -o recipe.yaml
+# Exit code 11 says that no format kept the limits: worth a look, and no reason to stop here.
+run mpirun -np 2 hvd-imaging compress runs/unet3d --recipe recipe.yaml --out compressed --set repeats=1 || [ $? -eq 11 ]
+
 run hvd-imaging export runs/unet3d --format savedmodel models/unet3d-savedmodel
 run hvd-imaging export runs/unet3d --format tflite models/unet3d-tflite
 run hvd-imaging export runs/vgg16 --format savedmodel models/vgg16-savedmodel
@@ -87,6 +91,7 @@ The data is synthetic and small: the figures show that the chain works, not how 
 Where to look next, in $out
   runs/unet3d/plots, runs/vgg16/plots       learning curves, ROC, confusion matrix, worst and best cases
   runs/*/evaluation-test.json               every case with its figures and confidence intervals
+  compressed/model_card.html                the compressed U-Net: what it is good for, what was released and why
   predictions/                              DICOM SEG of the unseen series, and its class as CSV
   segment.yaml, classify.yaml               every setting with a comment: change one and train again
   tensorboard --logdir runs                 the course of training (first: source $venv/bin/activate)

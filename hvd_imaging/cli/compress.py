@@ -142,7 +142,9 @@ def show(result: Result) -> None:
 
     from ..compression import gate
 
-    console = Console(highlight=False, soft_wrap=False)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=160)  # a log has no edge
     for title, head, rows in (
         ("cost", gate.COST_HEAD, gate.cost_rows(result.reference, result.candidates, result.judged)),
         (
