@@ -297,6 +297,21 @@ def _leaky(w: _Writer, layer: Any, given: list[str]) -> str:
     return w.put("LeakyRelu", given, w.shapes[given[0]], alpha=float(layer.alpha))
 
 
+def _elu(w: _Writer, layer: Any, given: list[str]) -> str:
+    return w.put("Elu", given, w.shapes[given[0]], alpha=float(layer.alpha))
+
+
+def _softmax(w: _Writer, layer: Any, given: list[str]) -> str:
+    if layer.axis not in (-1, len(w.shapes[given[0]]) - 1):
+        raise RunError(f"network '{w.network}', layer '{layer.name}': the ONNX writer knows a softmax of channels (axis=-1) only")
+    return w.put("Softmax", given, w.shapes[given[0]], axis=1)
+
+
+def _average(w: _Writer, layer: Any, given: list[str]) -> str:
+    total = _join("Add")(w, layer, given)
+    return w.put("Mul", [total, w.constant(1.0 / len(given))], w.shapes[total])
+
+
 def _activation(w: _Writer, layer: Any, given: list[str]) -> str:
     return w.activate(layer, given[0])
 
@@ -449,12 +464,15 @@ RULES: dict[type, Rule] = {
     **dict.fromkeys((layers.Cropping2D, layers.Cropping3D), _crop),
     layers.ReLU: _relu,
     layers.LeakyReLU: _leaky,
+    layers.ELU: _elu,
+    layers.Softmax: _softmax,
     layers.Activation: _activation,
     layers.Add: _join("Add"),
     layers.Multiply: _join("Mul"),
     layers.Subtract: _join("Sub"),
     layers.Maximum: _join("Max"),
     layers.Minimum: _join("Min"),
+    layers.Average: _average,
     layers.Concatenate: _concatenate,
     layers.Flatten: _flatten,
     layers.Reshape: _reshape,
@@ -466,5 +484,9 @@ RULES: dict[type, Rule] = {
     own.DepthWindow: _window,
     own.InterleaveDepth: _interleave,
     own.DepthPool: _depth_pool,
-    **dict.fromkeys((Dropout, layers.Dropout, layers.SpatialDropout2D, layers.SpatialDropout3D, layers.GaussianNoise), _nothing),
+    **dict.fromkeys(
+        (Dropout, layers.Dropout, layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D, layers.GaussianNoise,
+         layers.GaussianDropout, layers.AlphaDropout, layers.ActivityRegularization),
+        _nothing,
+    ),
 }  # fmt: skip
