@@ -353,3 +353,27 @@ def test_the_budget_counts_what_the_process_holds_already():
     with pytest.raises(RunError, match=r"budget of 544 MiB is too small: the process holds 544 MiB.*at least 20 MiB more"):
         window_bytes(544 * mega, 544 * mega, volume, patch, 2, reserve=0)
     assert window_bytes(600 * mega, 300 * mega, (4, 20, 10), patch, 2) == 44 * mega - 800  # smaller than the patch
+
+
+def test_a_tight_budget_changes_the_work_and_not_the_answer(monkeypatch):
+    """The runtime's own memory shows when it computes first; then the volume goes through in strips."""
+    volume, truth = ball_volume()
+    row = PATCH[0] * volume.array.shape[2] * 2 * 4
+    held, windows = [100 << 20], []
+    monkeypatch.setattr("hvd_imaging.inference.predict._held", lambda: held[0])
+
+    class Growing(Fake):
+        def __call__(self, batch):
+            held[0] = 110 << 20
+            windows.append(len(batch))
+            return super().__call__(batch)
+
+    plenty = answer_volume(Growing(), volume)
+    many = sum(windows)
+    held[0], windows[:] = 100 << 20, []
+    tight = (110 << 20) + truth.size + PATCH[1] * row
+    answer = answer_volume(Growing(), volume, memory_bytes=tight)
+    assert sum(windows) > many + 1  # the look ahead, and windows on borders of strips twice
+    np.testing.assert_array_equal(answer.labels, plenty.labels)
+    with pytest.raises(RunError, match="the process holds 110 MiB"):
+        answer_volume(Growing(), volume, memory_bytes=tight - 1)
