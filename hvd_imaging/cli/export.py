@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from ..export import FORMATS
+# As `export.FORMATS`, which would load NumPy for a --help.
+FORMATS = ("keras", "savedmodel", "tflite", "tflite-float16", "tflite-dynamic", "tflite-int8", "onnx", "onnx-int8")
 
 
 @click.command(

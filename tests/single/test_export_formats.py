@@ -216,6 +216,12 @@ def test_a_run_in_eight_bit_by_the_command(run, tmp_path):
     assert open_predictor(tmp_path / "out", edge=True).kind == "tflite-int8"
 
 
+def test_the_command_offers_every_format():
+    from hvd_imaging.cli import export
+
+    assert export.FORMATS == FORMATS
+
+
 def test_calibration_is_of_the_training_split_and_seeded(run):
     spec = ModelSpec.load(run)
     found = calibration_patches(run.parent / "seg", spec, 5)
