@@ -70,3 +70,37 @@ def test_processes_end_together():
         run_at_once([["sleep", "60"]], {}, 0.2)
     assert clean_environment({"TF_X": "1", "OMPI_Y": "1", "HOME": "h"}) == {"HOME": "h"}
     assert json.dumps(ROWS[0].to_json())
+
+
+def test_figures_of_compression_are_ratios_of_rows_and_missing_ones_are_not_reached():
+    from hvd_imaging.bench import compress
+    from hvd_imaging.bench.report import Row
+
+    def row(system, metric, value, case=compress.UNET):
+        return Row(case, system, metric, "", (value,))
+
+    rows = [
+        row("TensorFlow Lite, float32", "size", 1200.0), row("ours, int8", "size", 300.0),
+        row("TensorFlow Lite, float32", compress.ONE, 180.0), row("ours, int8", compress.ONE, 30.0),
+        row("PyTorch, float32", compress.ONE, 24.0), row("ours, int8", "test dice, change", -0.7),
+        row("ours, fewer filters", "parameters", 8.0, compress.VGG),
+        row("ours, fewer filters", "parameters of the start", 100.0, compress.VGG),
+        row("ours, fewer filters", "test accuracy, change", 0.0, compress.VGG),
+    ]  # fmt: skip
+    found = {figure.name: figure for figure in compress.figures_of(rows)}
+    assert found["U-Net int8: times smaller than float32 TFLite"].value == 4
+    assert found["U-Net int8: times faster than float32 TFLite"].value == 6
+    assert found["U-Net int8: times as fast as PyTorch float32"].reached is False
+    assert found["U-Net int8: Dice lost, points"].value == 0.7 and not found["U-Net int8: Dice lost, points"].reached
+    assert found["VGG16, fewer filters: share of parameters gone"].reached
+    assert found["VGG16, fewer filters: accuracy lost, points"].reached
+    assert found["U-Net, zeros: share of all weights"].reached is None
+
+
+def test_a_peer_that_is_not_there_is_a_row_with_the_reason():
+    from hvd_imaging.bench import compress
+
+    timed = [compress.Timed(compress.UNET, "PyTorch, float32", "torch", "2x48", {}, "torch is not installed")]
+    times = compress.time_all(timed, [compress.ONE], 1, 1, lambda text: None)
+    (found,) = compress.rows_of(timed, times)
+    assert found.value is None and found.reason == "torch is not installed"
