@@ -58,13 +58,13 @@ WORKS = (
     Work(UNET, "zeros", "frozen/model", [{"do": "weights", "sparsity": 0.85, "epochs": 8}], {
         "tflite": "ours, 85% zeros", "tflite-int8": "ours, 85% zeros, int8",
     }),
-    Work(UNET, "small", "frozen/model", [{"do": "filters", "remove": 0.6, "rounds": 2, "epochs": 8}], {
+    Work(UNET, "small", "frozen/model", [{"do": "filters", "remove": 0.65, "rounds": 3, "epochs": 8, "learning_rate": 1e-3}], {
         "tflite": "ours, fewer filters", "tflite-int8": "ours, fewer filters, int8", "onnx-int8": "ours, fewer filters, int8, ONNX",
     }),
     Work(VGG, "frozen_vgg", "runs/vgg16", [{"do": "freeze_norms", "epochs": 8}], {
         "tflite": "ours, float32", "tflite-int8": "ours, int8",
     }),
-    Work(VGG, "small_vgg", "frozen_vgg/model", [{"do": "filters", "remove": 0.92, "rounds": 4, "epochs": 16}], {
+    Work(VGG, "small_vgg", "frozen_vgg/model", [{"do": "filters", "remove": 0.92, "measure": "parameters", "rounds": 4, "epochs": 16}], {
         "tflite": "ours, fewer filters", "tflite-int8": "ours, fewer filters, int8",
     }),
 )  # fmt: skip

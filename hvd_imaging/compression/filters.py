@@ -22,7 +22,7 @@ layers = tf.keras.layers
 Reduce = Callable[[list[np.ndarray]], list[np.ndarray]]
 MULTIPLE = 4
 """Filters leave in blocks of so many where a layer has at least `WIDE`: kernels of all runtimes work on some channels at once."""
-WIDE = 16
+WIDE = 8
 
 
 def importance(

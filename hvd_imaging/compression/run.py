@@ -289,6 +289,12 @@ def _export(folder: Path, model: Any, run: Run, recipe: Recipe, report: Reporter
         try:
             with atomic_folder(folder / name, replace=True) as inside:
                 parity = export_model(model, run.spec, name, inside, patches, inputs, calibration)
+                if not parity.passed:
+                    raise RunError(
+                        f"it differs from the compressed network by {parity.max_abs_difference:.2e} in probability, expected at most "
+                        f"{parity.tolerance:g}, and gives the same answer in {parity.same_answer:.1%}, expected at least "
+                        f"{parity.least_same:.0%}"
+                    )
             found[name] = _Exported(parity)
         except HvdImagingError as error:
             found[name] = _Exported(None, f"not exported: {error}")

@@ -250,7 +250,7 @@ def test_the_choice_removes_what_is_wanted_and_keeps_the_floor(share, measure, f
     before, after = filters.cost(found, sizes), filters.cost(found, left)
     done = (before - after) / before
     wanted = done[{"parameters": [0], "macs": [1], "both": [0, 1]}[measure]].min()
-    floors = all(left[n] - (4 if sizes[n] >= 16 else 1) < max(1, int(np.ceil(floor * sizes[n]))) for n in (1, 2, 3))
+    floors = all(left[n] - (4 if sizes[n] >= filters.WIDE else 1) < max(1, int(np.ceil(floor * sizes[n]))) for n in (1, 2, 3))
     assert wanted >= share or floors
 
 
