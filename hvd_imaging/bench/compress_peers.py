@@ -62,12 +62,13 @@ def tflite(given: Given, name: str, prepare: Callable[[Any], None] = lambda conv
 def tflite_dynamic(given: Given) -> dict[str, Any]:
     """Post-training dynamic range quantization."""
 
-    def prepare(converter: Any) -> None:
-        import tensorflow as tf
+    return tflite(given, "dynamic", _default)
 
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
 
-    return tflite(given, "dynamic", prepare)
+def _default(converter: Any) -> None:
+    import tensorflow as tf
+
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
 
 
 def tflite_int8(given: Given) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def tfmot_quantization(given: Given) -> dict[str, Any]:
     import tensorflow_model_optimization as tfmot
 
     quantized = tfmot.quantization.keras.quantize_model(given.model)
-    return tflite(given, "tfmot_int8", model=quantized)
+    return tflite(given, "tfmot_int8", _default, quantized)
 
 
 def onnx_float(given: Given) -> dict[str, Any]:

@@ -120,13 +120,13 @@ def compress(quick: bool, path: str | None, work: str | None) -> None:
 
 
 def _show(name: str, rows: Sequence[Row], figures: Sequence[Figure], path: str | None) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from ..bench.report import result
     from ..files import write_json
+    from .console import table_console
 
-    console = Console(highlight=False)
+    console = table_console()
     table = Table("case", "system", "metric", "median", "lowest", "highest", "runs", title=f"bench {name}")
     for row in rows:
         numbers = [row.value, min(row.runs, default=None), max(row.runs, default=None)]

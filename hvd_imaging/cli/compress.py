@@ -137,14 +137,12 @@ def card_of(result: Result) -> Any:
 
 def show(result: Result) -> None:
     """Print the tables and the verdicts."""
-    from rich.console import Console
     from rich.table import Table
 
     from ..compression import gate
+    from .console import table_console
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=160)  # a log has no edge
+    console = table_console()
     for title, head, rows in (
         ("cost", gate.COST_HEAD, gate.cost_rows(result.reference, result.candidates, result.judged)),
         (

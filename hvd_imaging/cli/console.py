@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -107,3 +107,11 @@ def listed(title: str, rows: list[tuple[str, str]], most: int = 10) -> None:
         click.echo(f"  {where}: {text}", err=True)
     if left := sum(len(paths) for _, paths in ordered[most:]):
         click.echo(f"  and {left} of {len(ordered) - most} other kinds", err=True)
+
+
+def table_console() -> Any:
+    """A console for tables: as wide as the terminal; a file or a pipe has no edge."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)

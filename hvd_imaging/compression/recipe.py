@@ -118,7 +118,7 @@ steps:
   # Norms take the training split's statistics and go into the convolutions: without them the network can be all integers.
   - {do: freeze_norms, patches: 64, epochs: 4}
   # Whole filters leave: smaller and faster everywhere. Left out: only integers, at the same number of filters.
-  - {do: filters, remove: 0.55, rounds: 2, epochs: 4}
+  - {do: filters, remove: 0.6, rounds: 2, epochs: 8}
   # Others: {do: weights, sparsity: 0.8}  {do: weights, pattern: [2, 4]}  {do: cluster, clusters: 32}
   # Training with rounding; leave it out where the integers after training are good enough (the table says so).
   # - {do: quantize, epochs: 2}
@@ -135,7 +135,7 @@ limits:
 steps:
   - {do: freeze_norms, patches: 64, epochs: 4}
   # VGG16 has far more filters than most tasks need.
-  - {do: filters, remove: 0.9, measure: parameters, rounds: 3, epochs: 8}
+  - {do: filters, remove: 0.92, measure: parameters, rounds: 4, epochs: 16}
 formats: [keras, tflite, tflite-int8, onnx, onnx-int8]
 calibration: 64
 split: test
