@@ -111,7 +111,7 @@ def carry_out(stage: Stage, model: Any, context: Context) -> tuple[Any, dict[str
         RunError, DatasetError: on all ranks alike.
     """
     hvd, folder = context.hvd, context.folder / stage.name
-    if together(hvd, lambda: (folder / OUTCOME).is_file()):
+    if hvd.broadcast((folder / OUTCOME).is_file()):  # rank 0 decides: a network filesystem may show others less
         return together(hvd, lambda: (_open(folder), _read(folder / OUTCOME)))
     start = folder / "start"
     if not hvd.broadcast(start.is_dir()):
