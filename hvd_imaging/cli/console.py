@@ -110,8 +110,8 @@ def listed(title: str, rows: list[tuple[str, str]], most: int = 10) -> None:
 
 
 def table_console() -> Any:
-    """A console for tables: as wide as the terminal; a file or a pipe has no edge."""
+    """A console for tables: as wide as the terminal; a file or a pipe has no edge, nor has what mpirun passes on."""
     from rich.console import Console
 
     console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)
+    return console if console.is_terminal and world_from_environment().size == 1 else Console(highlight=False, width=160)
