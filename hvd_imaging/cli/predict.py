@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+EDGE_MB = 2048
+
 
 @click.command(
     epilog="""\b
@@ -27,14 +29,14 @@ probabilities), or a folder for a dataset. Nothing found gives an empty mask.
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @click.option("--overlap", type=click.FloatRange(0, 0.95), help="Share that windows overlap [default: the model's own, 0.5].")
 @click.option(
-    "--memory-mb", type=click.IntRange(1), default=2048, show_default=True,
-    help="Budget of the whole process (MiB): Python, runtime, model, image and windows.",
+    "--memory-mb", type=click.IntRange(1),
+    help=f"Budget of the whole process (MiB): Python, runtime, model, image, windows [default: {EDGE_MB} with --edge, else none].",
 )  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), help="Threads to compute with [default: all cores of the process].")
 @click.option("--edge", is_flag=True, help="Refuse a model that would need TensorFlow (docs/edge.md).")
 @click.option("--json", "as_json", is_flag=True, help="Print the answers and the peak memory as JSON.")
 def command(
-    model: Path, input: Path, out: Path, force: bool, overlap: float | None, memory_mb: int, threads: int | None, edge: bool,
+    model: Path, input: Path, out: Path, force: bool, overlap: float | None, memory_mb: int | None, threads: int | None, edge: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Apply MODEL (a run or an export) to INPUT (a DICOM series folder, a NIfTI file, or a dataset) and write OUT."""
@@ -46,9 +48,12 @@ def command(
     from ..inference.predict import predict
     from ..inference.predictors import open_predictor
 
+    if memory_mb is None and edge:
+        memory_mb = EDGE_MB
+    memory_bytes = None if memory_mb is None else memory_mb << 20
     with counter("predict") as progress:
         predictor = open_predictor(model, threads or 0, edge)
-        rows = predict(predictor, input, out, force, overlap, memory_mb << 20, progress)
+        rows = predict(predictor, input, out, force, overlap, memory_bytes, progress)
     if as_json:
         import json
 

@@ -99,19 +99,21 @@ def calibrate(lowered: Any, quantized: Any, patches: Sequence[np.ndarray]) -> No
 
     Not by passes through ``quantized``: its moving averages begin with +-6 and would take thousands of patches to come down.
     """
-    ranges: dict[str, list[Any]] = {}
-    for variable in quantized.non_trainable_variables:
-        layer, _, last = variable.name.partition("/")
+    outputs, ranges = [], []
+    for layer in quantized.layers:
         # Ranges of kernels follow the weights.
-        if ("_min" in last or "_max" in last) and "kernel" not in last:
-            ranges.setdefault(layer.removeprefix("quant_"), []).append(variable)
-    outputs = [lowered.get_layer(n).output if n != "quantize_layer" else lowered.input for n in ranges]
+        own_ranges = [v for v in layer.non_trainable_weights if v.name.endswith(("_min:0", "_max:0")) and "kernel" not in v.name]
+        if own_ranges:
+            # A layer that wraps none rounds the input; Keras numbers its name when it is not the first of the process.
+            wraps = layer.name.startswith("quant_")
+            outputs.append(lowered.get_layer(layer.name.removeprefix("quant_")).output if wraps else lowered.input)
+            ranges.append(own_ranges)
     look = tf.function(keras.Model(lowered.input, [[tf.reduce_min(x), tf.reduce_max(x)] for x in outputs]))
     seen = np.array([tf.nest.flatten(look(image)) for image in patches], np.float32).reshape(len(patches), -1, 2)
     # The ranges hold 0, so that zero padding is exact.
     low, high = np.minimum(seen[..., 0].min(0), 0), np.maximum(seen[..., 1].max(0), 0)
     quantized(patches[0], training=True)  # sets the ranges of the kernels; it moves the others, so it comes first
-    for variables, smallest, largest in zip(ranges.values(), low, high, strict=True):
+    for variables, smallest, largest in zip(ranges, low, high, strict=True):
         for variable in variables:
             variable.assign(smallest if "_min" in variable.name else largest)
 

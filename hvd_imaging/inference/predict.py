@@ -37,14 +37,11 @@ from ..sources.dicom import read_series, scan_dicom
 from ..sources.nifti import is_nifti_name, read_nifti, write_nifti
 from ..volume import Volume
 from .predictors import Predictor
-from .sliding import Shape3, center_patch, sliding_window
+from .sliding import MEMORY_BYTES, Shape3, center_patch, sliding_window
 
 InputKind = Literal["dicom", "nifti", "dataset"]
 OutputKind = Literal["dcm", "nifti", "csv", "folder"]
 Progress = Callable[[int, int], None]
-
-MEMORY_BYTES = 2 << 30
-"""Default budget of the whole process: interpreter, runtime, model, image and sliding window."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ def predict(
     out: str | Path,
     force: bool = False,
     overlap: float | None = None,
-    memory_bytes: int = MEMORY_BYTES,
+    memory_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """Apply a model to a DICOM series folder, a NIfTI file or a dataset folder, and write ``out`` atomically.
@@ -91,8 +88,9 @@ def predict(
         out: OUT; its suffix says what is written, see the module's table.
         force: replace an existing ``out`` (a folder only if it holds nothing but NIfTI files).
         overlap: of the windows; None: the model's own.
-        memory_bytes: budget of the whole process. It changes the work done, never the result: where the sliding window does not
-            fit beside what the process holds already, the volume is worked through in strips.
+        memory_bytes: budget of the whole process, the caller's own data in it. It changes the work done, never the result: where
+            the sliding window does not fit beside what the process holds already, the volume is worked through in strips. None:
+            only the sliding window is bounded.
         progress: called with (windows done, windows in all) for a volume, (samples done, in all) for a dataset.
 
     Returns:
@@ -204,7 +202,7 @@ def _answers(
     source: Path,
     kind: InputKind,
     overlap: float,
-    memory_bytes: int,
+    memory_bytes: int | None,
     progress: Progress | None,
 ) -> Iterator[Answer]:
     if kind == "dataset":
@@ -216,7 +214,7 @@ def _answers(
 
 
 def _dataset_answers(
-    predictor: Predictor, source: Path, overlap: float, memory_bytes: int, progress: Progress | None
+    predictor: Predictor, source: Path, overlap: float, memory_bytes: int | None, progress: Progress | None
 ) -> Iterator[Answer]:
     manifest, spec = manifests.load(source), predictor.spec
     if manifest.preprocess != spec.preprocess:
@@ -268,7 +266,7 @@ def answer_volume(
     predictor: Predictor,
     volume: Volume,
     overlap: float | None = None,
-    memory_bytes: int = MEMORY_BYTES,
+    memory_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> Answer:
     """The answer for one source image, a label map on the image's own grid.
@@ -289,7 +287,7 @@ def apply(
     predictor: Predictor,
     ready: Volume,
     overlap: float,
-    memory_bytes: int,
+    memory_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
     """(labels ``(D, H, W)`` uint8, None) or (None, probabilities ``(K,)``) for a preprocessed volume (D, H, W, C).
@@ -315,8 +313,10 @@ def apply(
     return labels, None
 
 
-def _window_bytes(predictor: Predictor, image: np.ndarray, memory_bytes: int) -> int:
+def _window_bytes(predictor: Predictor, image: np.ndarray, memory_bytes: int | None) -> int:
     """What is left for the sliding window's accumulator."""
+    if memory_bytes is None:
+        return MEMORY_BYTES
     spec, shape = predictor.spec, (image.shape[0], image.shape[1], image.shape[2])
     left = window_bytes(memory_bytes, _held(), shape, spec.patch, len(spec.classes))
     if left is None:

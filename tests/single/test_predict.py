@@ -368,6 +368,7 @@ def test_a_tight_budget_changes_the_work_and_not_the_answer(monkeypatch):
             windows.append(len(batch))
             return super().__call__(batch)
 
+    held[0] = 64 << 30  # a caller's own data: without a budget it is nobody's business
     plenty = answer_volume(Growing(), volume)
     many = sum(windows)
     held[0], windows[:] = 100 << 20, []
