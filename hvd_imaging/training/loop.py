@@ -36,6 +36,7 @@ from .events import EventLog
 from .guard import ItemTrace, check_replicas, digests
 from .heartbeat import Heartbeat
 from .optimizer import make_optimizer
+from .owner import Owner
 from .position import Position, newest, restore, snapshot
 from .requests import Requests
 from .start import Start
@@ -150,6 +151,7 @@ class Trainer:
 
     def _claim(self, manifest: Manifest, resume: bool) -> None:
         run.claim(self.directory, self.config, self.spec, manifest, self.world, resume)
+        self.owner = Owner(self.directory)
         self.start.record(self.directory, self.model)
 
     def _begin(self, resume: bool, weights_of_class: tf.Tensor) -> None:
@@ -181,7 +183,10 @@ class Trainer:
         self.pending_save = self.pending_leave = self.leaving = False
         self.times = np.zeros(3)  # seconds of this epoch: waiting for input, computing, exchanging
         self.speeds: list[float] = []
-        self.log.write("resume" if meta else "start", step=self.position.total, **run.record(self.spec, world, self.files_hash))
+        self.log.write(
+            "resume" if meta else "start", step=self.position.total, steps_per_epoch=self.steps, last_step=self.last_step,
+            **run.record(self.spec, world, self.files_hash),
+        )  # fmt: skip
         if config.parallel.compression == "auto":
             self.log.write("compression", chosen=self.compression, reason=why)
             self.report.message(f"parallel.compression: {self.compression} ({why})")
@@ -202,6 +207,7 @@ class Trainer:
 
     def _keep_best(self, meta: dict[str, Any]) -> None:
         if self.world.is_root:
+            self.owner.check()
             weights = [w.numpy() for w in self.model.weights]
             self.writer.submit(self.directory / run.BEST, checkpoint.State(weights, [], meta))
 
@@ -357,6 +363,7 @@ class Trainer:
         self.saved = position.total
         if not self.world.is_root:
             return
+        self.owner.check()
         self.requests.saved()
         meta = position.to_json() | {
             "seed": self.config.train.seed, "dataset_hash": self.spec.dataset_hash, "compression": self.compression,

@@ -7,6 +7,8 @@
     model.json        the model's contract            best.npz       best weights
     manifest.json     copy of the dataset's manifest  tensorboard/   plots/   evaluation-<split>.json
     architecture.json layers, where no builder makes the network (models/architecture.py)
+    owner.json        the start that may write (training/owner.py)
+    ranks/            signs of life of each rank        slurm/         jobs: scripts and output (cluster/)
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ from ..world import World
 from . import checkpoint
 
 CONFIG, RECORD, BEST = "run.yaml", "run.json", "best.npz"
+SCRIPTS = "slurm"
+"""Folder of what `hvd-imaging submit` wrote before the run began."""
 
 # A resumed run may change these and nothing else: all other keys decide what is learned.
 _FREE_ON_RESUME = (
@@ -104,7 +108,7 @@ def claim(directory: Path, config: RunConfig, spec: ModelSpec, manifest: Manifes
                 f"{directory}: holds a run already; continue it with --resume, or choose another --run-dir"
             )
         _check_same(load_run(directory), config, spec)
-    elif directory.exists() and any(directory.iterdir()) and not (directory / CONFIG).exists():
+    elif directory.exists() and {path.name for path in directory.iterdir()} - {SCRIPTS} and not (directory / CONFIG).exists():
         raise RunError(f"{directory}: not empty and not a run folder; choose another --run-dir")
     directory.mkdir(parents=True, exist_ok=True)
     save_manifest(directory, manifest)
