@@ -10,19 +10,18 @@ install() {
   { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$@"; } \
     >/dev/null 2>&1 || echo "== not installed: the tests that need them are skipped"
 }
+# Services must not start: the tests start servers of their own. A policy that is there stays.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+  trap 'rm -f "$policy"' EXIT
+  printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod 755 "$policy"
+fi
+PATH=$PATH:/usr/sbin
 wanted=()
-for pair in redis-server:redis-server openssl:openssl tc:iproute2 shellcheck:shellcheck; do
+for pair in redis-server:redis-server openssl:openssl tc:iproute2 shellcheck:shellcheck sbatch:slurm-wlm munged:munge; do
   command -v "${pair%%:*}" >/dev/null || wanted+=("${pair#*:}")
 done
+command -v Orthanc >/dev/null || wanted+=(orthanc orthanc-dicomweb)
 if [ ${#wanted[@]} -gt 0 ]; then
   install "${wanted[@]}"
-fi
-if ! command -v Orthanc >/dev/null; then
-  # Its service must not start: the tests start servers of their own. A policy that is there stays.
-  policy=/usr/sbin/policy-rc.d
-  if [ ! -e "$policy" ]; then
-    trap 'rm -f "$policy"' EXIT
-    printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod 755 "$policy"
-  fi
-  install orthanc orthanc-dicomweb
 fi

@@ -1,15 +1,4 @@
-"""The run directory: what a training run leaves, and how others open it.
-
-::
-
-    run.yaml          resolved configuration          events.jsonl   what happened (training/events.py)
-    run.json          dataset hash, versions, world   checkpoints/   newest states (training/checkpoint.py)
-    model.json        the model's contract            best.npz       best weights
-    manifest.json     copy of the dataset's manifest  tensorboard/   plots/   evaluation-<split>.json
-    architecture.json layers, where no builder makes the network (models/architecture.py)
-    owner.json        the start that may write (training/owner.py)
-    ranks/            signs of life of each rank        slurm/         jobs: scripts and output (cluster/)
-"""
+"""How a run directory is begun, opened and described; what lies in it is told by `layout`."""
 
 from __future__ import annotations
 
@@ -31,10 +20,7 @@ from ..shards.manifest import Manifest
 from ..shards.manifest import save as save_manifest
 from ..world import World
 from . import checkpoint
-
-CONFIG, RECORD, BEST = "run.yaml", "run.json", "best.npz"
-SCRIPTS = "slurm"
-"""Folder of what `hvd-imaging submit` wrote before the run began."""
+from .layout import BEST, CONFIG, RECORD, SCRIPTS
 
 # A resumed run may change these and nothing else: all other keys decide what is learned.
 _FREE_ON_RESUME = (

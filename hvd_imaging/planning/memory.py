@@ -1,0 +1,178 @@
+"""How much memory a rank of a training takes, from its configuration alone: no TensorFlow, so that a login node can tell. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..config import RunConfig
+from ..errors import ConfigError
+
+FLOAT = 4
+RUNTIME_BYTES = 700e6
+"""Python, TensorFlow, Horovod, MPI and their threads."""
+_VGG = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+_STATES = {"sgd": 1, "adam": 2, "adamw": 2}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a layer holds.
+
+    Attributes:
+        name: as in the network.
+        parameters: numbers.
+        kept: numbers that one sample leaves for the way back (its output, where a later layer's gradient needs it).
+    """
+
+    name: str
+    parameters: int
+    kept: int
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of rank 0, which holds the most.
+
+    Attributes:
+        weights, gradients, optimizer: of the step; the gradients twice where they are clipped.
+        copies: of weights and optimizer, for the checkpoint and the best model, which are written beside the steps.
+        activations: what the way back needs.
+        batch: samples that are read ahead.
+        runtime: program and libraries.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    copies: float
+    activations: float
+    batch: float
+    runtime: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.weights + self.gradients + self.optimizer + self.copies + self.activations + self.batch + self.runtime
+
+
+def layers(config: RunConfig, channels: int, classes: int) -> list[Layer]:
+    """The layers of ``model.name`` for one patch.
+
+    Raises:
+        ConfigError: a network of the user's own.
+    """
+    if config.model.name == "unet3d":
+        return list(_unet(config, channels, classes))
+    if config.model.name == "vgg16":
+        return list(_vgg(config, channels, classes))
+    if config.model.name == "cnn3d":
+        return list(_cnn(config, channels, classes))
+    raise ConfigError(f"model.name: the memory of '{config.model.name}' can not be told from its configuration; measure one rank")
+
+
+def rank_bytes(config: RunConfig, channels: int, classes: int, ranks: int) -> MemoryEstimate:
+    """Bytes of the rank with the most samples, at the peak of a step.
+
+    Args:
+        channels, classes: of the dataset.
+        ranks: world size.
+
+    Raises:
+        ConfigError: a network of the user's own.
+    """
+    found = layers(config, channels, classes)
+    weights = FLOAT * sum(layer.parameters for layer in found)
+    train = config.train
+    together = math.ceil(train.batch_size / ranks / train.accumulate)
+    width = 2 if train.mixed_precision != "none" else FLOAT
+    kept = width * sum(layer.kept for layer in found)
+    # On the way back the two largest outputs have gradients at once, beside what is kept.
+    passing = 2 * width * max(layer.kept for layer in found)
+    sample = FLOAT * math.prod(config.data.patch) * (channels + 1)
+    return MemoryEstimate(
+        weights=weights,
+        # Beside the gradients: clipped ones, their sums over micro-batches, and the buffer that they travel in.
+        gradients=weights * (1 + (train.clip_norm > 0) + (train.accumulate > 1))
+        + (min(weights, config.parallel.fusion_mb * 1e6) if ranks > 1 else 0),
+        optimizer=weights * _STATES[train.optimizer],
+        copies=weights * (2 + _STATES[train.optimizer]),
+        activations=together * (kept + passing),
+        batch=sample * together * (2 + config.data.readers),
+        runtime=RUNTIME_BYTES,
+    )
+
+
+def parameters(config: RunConfig, channels: int, classes: int) -> int:
+    """Trainable numbers of the network; see `layers`."""
+    return sum(layer.parameters for layer in layers(config, channels, classes))
+
+
+def _conv(name: str, inputs: int, filters: int, kernel: int, voxels: int, norm: str) -> Layer:
+    # A normalization keeps what it is given and what it gives, ReLU what it gives; some of it shares memory: measured.
+    bias, scale, tensors = (filters, 0, 1.0) if norm == "none" else (0, 2 * filters, 2.5)
+    return Layer(name, inputs * filters * kernel + bias + scale, round(voxels * filters * tensors))
+
+
+def _halved(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(math.ceil(side / 2) for side in shape)
+
+
+def _unet(config: RunConfig, channels: int, classes: int) -> Iterator[Layer]:
+    model = config.model
+    shapes = [tuple(config.data.patch)]
+    for _ in range(model.depth - 1):
+        shapes.append(_halved(shapes[-1]))
+    inputs = channels
+    for level, shape in enumerate(shapes):
+        filters, voxels = model.filters * 2**level, math.prod(shape)
+        yield _conv(f"down{level}_conv1", inputs, filters, 27, voxels, model.norm)
+        yield _conv(f"down{level}_conv2", filters, filters, 27, voxels, model.norm)
+        inputs = filters
+    for level in reversed(range(model.depth - 1)):
+        filters, voxels = model.filters * 2**level, math.prod(shapes[level])
+        yield Layer(f"up{level}_up", inputs * filters * 8 + filters, voxels * filters)
+        yield Layer(f"up{level}_skip", 0, voxels * 2 * filters)
+        yield _conv(f"up{level}_conv1", 2 * filters, filters, 27, voxels, model.norm)
+        yield _conv(f"up{level}_conv2", filters, filters, 27, voxels, model.norm)
+        if model.deep_supervision and level > 0:
+            yield Layer(f"logits{level}", (filters + 1) * classes, voxels * classes * 3)
+        inputs = filters
+    if model.dropout:
+        yield Layer("dropout", 0, math.prod(shapes[0]) * inputs)
+    # Logits, probabilities and the loss' own terms.
+    yield Layer("logits", (inputs + 1) * classes, math.prod(shapes[0]) * classes * 4)
+
+
+def _scaled(filters: int, width: float) -> int:
+    return max(4, round(filters * width / 4) * 4)
+
+
+def _vgg(config: RunConfig, channels: int, classes: int) -> Iterator[Layer]:
+    model, shape, inputs = config.model, tuple(config.data.patch[1:]), channels
+    for block, (filters, count) in enumerate(_VGG, start=1):
+        for index in range(1, count + 1):
+            wide = _scaled(filters, model.width)
+            yield _conv(f"block{block}_conv{index}", inputs, wide, 9, math.prod(shape), model.norm)
+            inputs = wide
+        shape = tuple(side // 2 for side in shape)
+        yield Layer(f"block{block}_pool", 0, math.prod(shape) * inputs)
+    if model.head == "dense":
+        inputs *= math.prod(shape)
+        for index in (1, 2):
+            wide = _scaled(4096, model.width)
+            yield Layer(f"fc{index}", (inputs + 1) * wide, wide)
+            inputs = wide
+    yield Layer("logits", (inputs + 1) * classes, classes)
+
+
+def _cnn(config: RunConfig, channels: int, classes: int) -> Iterator[Layer]:
+    model, shape, inputs = config.model, tuple(config.data.patch), channels
+    for stage, filters in enumerate((16, 32, 64, 128), start=1):
+        wide = _scaled(filters, model.width)
+        yield _conv(f"stage{stage}_conv1", inputs, wide, 27, math.prod(shape), model.norm)
+        shape = _halved(shape)
+        yield _conv(f"stage{stage}_conv2", wide, wide, 27, math.prod(shape), model.norm)
+        inputs = wide
+    yield Layer("logits", (inputs + 1) * classes, classes)

@@ -1,0 +1,46 @@
+#!/bin/bash
+#SBATCH --job-name=compress-unet3d
+#SBATCH --output=/home/ada/lung/runs/unet3d/slurm/compress-%j.out
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=1
+#SBATCH --gres=gpu:1
+#SBATCH --time=01:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@180
+
+# compress: 4 ranks on 4 nodes, made by `hvd-imaging submit`.
+cd /home/ada/lung || exit
+export PATH=/home/ada/venv/bin:"$PATH"
+echo "$(date -Is) compress: job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, start $((${SLURM_RESTART_COUNT:-0} + 1))"
+# Slurm tells this script alone that the time ends or that the job gives way, 180 s before. The ranks then
+# write a checkpoint and leave with code 75; queued again, they go on there.
+child='' asked=''
+# shellcheck disable=SC2317 # the traps call it
+ask() {
+  asked=$1
+  [ -z "$child" ] || kill -USR1 "$child" 2>/dev/null
+}
+trap 'ask requeue' USR1
+trap 'ask leave' TERM
+mpirun -np 4 --bind-to none hvd-imaging compress runs/unet3d --recipe recipe.yaml --out runs/unet3d/compressed --resume &
+child=$!
+wait "$child"
+code=$?
+# A trap ends `wait`, not the command.
+while kill -0 "$child" 2>/dev/null; do
+  wait "$child"
+  code=$?
+done
+echo "$(date -Is) compress: ended with code $code${asked:+, asked to $asked}"
+case $asked/$code in
+  */0 | */2 | */3 | */5 | */6 | leave/*) ;; # done, or nothing that another start would mend
+  requeue/* | */205 | */255) # asked to make room; or a node was lost (mpirun's codes)
+    if [ "${SLURM_RESTART_COUNT:-0}" -lt 50 ]; then
+      echo "$(date -Is) compress: queued again"
+      scontrol requeue "$SLURM_JOB_ID" && exec sleep 60 # Slurm ends it here
+    fi
+    echo "compress: not queued again after $((${SLURM_RESTART_COUNT:-0} + 1)) starts" >&2
+    ;;
+esac
+exit "$code"

@@ -1,0 +1,56 @@
+#!/bin/bash
+#SBATCH --job-name=train-unet3d
+#SBATCH --output=/home/ada/lung/runs/unet3d/slurm/train-%j.out
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=2
+#SBATCH --cpus-per-task=8
+#SBATCH --gres=gpu:a100:2
+#SBATCH --mem=120G
+#SBATCH --time=1-12:00:00
+#SBATCH --partition=gpu
+#SBATCH --account=imaging
+#SBATCH --mail-user=ada@hospital.example
+#SBATCH --mail-type=FAIL,END
+#SBATCH --exclusive
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:USR1@180
+#SBATCH --reservation=night
+
+# train: 4 ranks on 2 nodes, made by `hvd-imaging submit`.
+cd /home/ada/lung || exit
+module load gcc/12
+module load openmpi/4.1
+export PATH=/home/ada/venv/bin:"$PATH"
+echo "$(date -Is) train: job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, start $((${SLURM_RESTART_COUNT:-0} + 1))"
+# Slurm tells this script alone that the time ends or that the job gives way, 180 s before. The ranks then
+# write a checkpoint and leave with code 75; queued again, they go on there.
+child='' asked=''
+# shellcheck disable=SC2317 # the traps call it
+ask() {
+  asked=$1
+  [ -z "$child" ] || kill -USR1 "$child" 2>/dev/null
+}
+trap 'ask requeue' USR1
+trap 'ask leave' TERM
+srun --mpi=pmix --cpus-per-task=8 apptainer exec --nv --bind=/data /images/hvd.sif hvd-imaging train runs/unet3d/slurm/run.yaml --run-dir runs/unet3d --resume --set train.epochs=20 --set data.cache.kind=disk &
+child=$!
+wait "$child"
+code=$?
+# A trap ends `wait`, not the command.
+while kill -0 "$child" 2>/dev/null; do
+  wait "$child"
+  code=$?
+done
+echo "$(date -Is) train: ended with code $code${asked:+, asked to $asked}"
+case $asked/$code in
+  */0 | */2 | */3 | */5 | */6 | leave/*) ;; # done, or nothing that another start would mend
+  requeue/* | */205 | */255) # asked to make room; or a node was lost (mpirun's codes)
+    if [ "${SLURM_RESTART_COUNT:-0}" -lt 50 ]; then
+      echo "$(date -Is) train: queued again"
+      scontrol requeue "$SLURM_JOB_ID" && exec sleep 60 # Slurm ends it here
+    fi
+    echo "train: not queued again after $((${SLURM_RESTART_COUNT:-0} + 1)) starts" >&2
+    ;;
+esac
+exit "$code"
