@@ -85,6 +85,8 @@ pids_of_node() {
   local environment pid parent
   [ ! -f "$dir/run/$1.pid" ] || cat "$dir/run/$1.pid"
   for environment in /proc/[0-9]*/environ; do
+    # A redirection would complain of processes that have gone.
+    # shellcheck disable=SC2002
     if cat "$environment" 2>/dev/null | tr "\0" "\n" | grep -qx "SLURMD_NODENAME=$1" &&
       cat "$environment" 2>/dev/null | tr "\0" "\n" | grep -qx "SLURM_CONF=$SLURM_CONF"; then
       pid=${environment//[!0-9]/}

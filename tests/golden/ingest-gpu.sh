@@ -1,6 +1,6 @@
 #!/bin/bash
 #SBATCH --job-name=ingest-unet3d
-#SBATCH --output=/home/ada/lung/runs/unet3d/slurm/ingest-%j.out
+#SBATCH --output=/data/ada/lung/runs/unet3d/slurm/ingest-%j.out
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
 #SBATCH --gres=gpu:1
@@ -9,7 +9,7 @@
 #SBATCH --open-mode=append
 
 # ingest: 4 ranks on 4 nodes, made by `hvd-imaging submit`.
-cd /home/ada/lung || exit
-export PATH=/home/ada/venv/bin:"$PATH"
+cd /data/ada/lung || exit
+export PATH=/data/ada/venv/bin:"$PATH"
 echo "$(date -Is) ingest: job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, start $((${SLURM_RESTART_COUNT:-0} + 1))"
 mpirun -np 4 --bind-to none hvd-imaging ingest /archive/ct dataset --set 'preprocess.spacing=[2,1,1]'

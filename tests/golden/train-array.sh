@@ -1,6 +1,6 @@
 #!/bin/bash
 #SBATCH --job-name=train-s
-#SBATCH --output=/home/ada/lung/runs/s/slurm/train-%A_%a.out
+#SBATCH --output=/data/ada/lung/runs/s/slurm/train-%A_%a.out
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --time=01:00:00
@@ -10,7 +10,7 @@
 #SBATCH --signal=B:USR1@180
 
 # train: 1 rank on 1 node, made by `hvd-imaging submit`.
-cd /home/ada/lung || exit
+cd /data/ada/lung || exit
 source ~/venv/bin/activate
 # A task for each line of sweep.yaml.
 case $SLURM_ARRAY_TASK_ID in

@@ -1,6 +1,6 @@
 #!/bin/bash
 #SBATCH --job-name=train-unet3d
-#SBATCH --output=/home/ada/lung/runs/unet3d/slurm/train-%j.out
+#SBATCH --output=/data/ada/lung/runs/unet3d/slurm/train-%j.out
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=2
 #SBATCH --cpus-per-task=8
@@ -18,10 +18,10 @@
 #SBATCH --reservation=night
 
 # train: 4 ranks on 2 nodes, made by `hvd-imaging submit`.
-cd /home/ada/lung || exit
+cd /data/ada/lung || exit
 module load gcc/12
 module load openmpi/4.1
-export PATH=/home/ada/venv/bin:"$PATH"
+export PATH=/data/ada/venv/bin:"$PATH"
 echo "$(date -Is) train: job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, start $((${SLURM_RESTART_COUNT:-0} + 1))"
 # Slurm tells this script alone that the time ends or that the job gives way, 180 s before. The ranks then
 # write a checkpoint and leave with code 75; queued again, they go on there.

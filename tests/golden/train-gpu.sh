@@ -1,6 +1,6 @@
 #!/bin/bash
 #SBATCH --job-name=train-unet3d
-#SBATCH --output=/home/ada/lung/runs/unet3d/slurm/train-%j.out
+#SBATCH --output=/data/ada/lung/runs/unet3d/slurm/train-%j.out
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
 #SBATCH --gres=gpu:1
@@ -10,8 +10,8 @@
 #SBATCH --signal=B:USR1@180
 
 # train: 4 ranks on 4 nodes, made by `hvd-imaging submit`.
-cd /home/ada/lung || exit
-export PATH=/home/ada/venv/bin:"$PATH"
+cd /data/ada/lung || exit
+export PATH=/data/ada/venv/bin:"$PATH"
 echo "$(date -Is) train: job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, start $((${SLURM_RESTART_COUNT:-0} + 1))"
 # Slurm tells this script alone that the time ends or that the job gives way, 180 s before. The ranks then
 # write a checkpoint and leave with code 75; queued again, they go on there.

@@ -1,6 +1,6 @@
 #!/bin/bash
 #SBATCH --job-name=train-unet3d
-#SBATCH --output=/home/ada/lung/runs/unet3d/slurm/train-%j.out
+#SBATCH --output=/data/ada/lung/runs/unet3d/slurm/train-%j.out
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --time=01:00:00
@@ -8,8 +8,8 @@
 #SBATCH --signal=B:USR1@180
 
 # train: 2 ranks on 2 nodes, made by `hvd-imaging submit`.
-cd /home/ada/lung || exit
-export PATH=/home/ada/venv/bin:"$PATH"
+cd /data/ada/lung || exit
+export PATH=/data/ada/venv/bin:"$PATH"
 echo "$(date -Is) train: job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, start $((${SLURM_RESTART_COUNT:-0} + 1))"
 # horovodrun does not pass signals on: it is ended, and what came after the last checkpoint is computed again.
 child='' asked=''

@@ -1,6 +1,6 @@
 #!/bin/bash
 #SBATCH --job-name="a 'b' \"c\" \\d"
-#SBATCH --output="/home/a b/$HOME/runs/it's 100%% \"new\"/slurm/train-%j.out"
+#SBATCH --output="/data/a b/$HOME/runs/it's 100%% \"new\"/slurm/train-%j.out"
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --time=01:00:00
@@ -9,8 +9,8 @@
 #SBATCH --signal=B:USR1@180
 
 # train: 1 rank on 1 node, made by `hvd-imaging submit`.
-cd '/home/a b/$HOME' || exit
-export PATH=/home/ada/venv/bin:"$PATH"
+cd '/data/a b/$HOME' || exit
+export PATH=/data/ada/venv/bin:"$PATH"
 echo "$(date -Is) train: job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, start $((${SLURM_RESTART_COUNT:-0} + 1))"
 # Slurm tells this script alone that the time ends or that the job gives way, 180 s before. The ranks then
 # write a checkpoint and leave with code 75; queued again, they go on there.

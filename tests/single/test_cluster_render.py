@@ -16,7 +16,7 @@ from hvd_imaging.errors import ConfigError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 WISH = Wish(
-    Path("runs/unet3d"), Path("/home/ada/lung"), "/home/ada/venv/bin", Path("runs/unet3d/slurm/run.yaml"), "dataset",
+    Path("runs/unet3d"), Path("/data/ada/lung"), "/data/ada/venv/bin", Path("runs/unet3d/slurm/run.yaml"), "dataset",
     source="/archive/ct", recipe=Path("recipe.yaml"), assignments={"train": ["train.epochs=20"], "ingest": ["preprocess.spacing=[2,1,1]"]},
 )  # fmt: skip
 GPU = Request(nodes=4, ntasks_per_node=1, gres="gpu:1", time="01:00:00")
@@ -37,10 +37,10 @@ def cases():
     made["train-horovodrun"] = scripts(["train"], WISH, {"train": Request(nodes=2, launcher="horovodrun", requeue=False)})[0].text
     array = replace(WISH, array=ARRAY, run_dir=Path("runs/s"))
     made["train-array"] = scripts(["train"], array, {"train": Request(setup=["source ~/venv/bin/activate"])})[0].text
-    odd = replace(WISH, run_dir=Path("runs/it's 100% \"new\""), folder=Path("/home/a b/$HOME"))
+    odd = replace(WISH, run_dir=Path("runs/it's 100% \"new\""), folder=Path("/data/a b/$HOME"))
     made["train-quoted"] = scripts(["train"], odd, {"train": Request(job_name="""a 'b' "c" \\d""")})[0].text
     jobs = scripts(list(chain), WISH, chain)
-    made["chain"] = chain_script(jobs, {script.step: Path(f"/home/ada/my runs/slurm/{script.step}.sbatch") for script in jobs})
+    made["chain"] = chain_script(jobs, {script.step: Path(f"/data/ada/my runs/slurm/{script.step}.sbatch") for script in jobs})
     return made
 
 
@@ -147,8 +147,8 @@ def test_site_defaults_given_values_and_single_steps(tmp_path):
     (near / "site.yaml").write_text("partitions: gpu\n")
     with pytest.raises(ConfigError, match=r"site.yaml: partitions: unknown key; nearest valid keys: partition"):
         make_requests(["train"], {}, [], [near, far])
-    environ = {"HVD_IMAGING_SLURM": "/site/a:/site/b", "HOME": "/home/ada"}
-    assert [str(folder) for folder in site_folders(environ)] == ["/site/a", "/site/b", "/home/ada/.config/hvd-imaging/slurm", "/etc/hvd-imaging/slurm"]
+    environ = {"HVD_IMAGING_SLURM": "/site/a:/site/b", "HOME": "/data/ada"}
+    assert [str(folder) for folder in site_folders(environ)] == ["/site/a", "/site/b", "/data/ada/.config/hvd-imaging/slurm", "/etc/hvd-imaging/slurm"]
 
 
 def test_a_sites_own_template_comes_first(tmp_path):
