@@ -6,6 +6,7 @@ Unknown keys name the nearest valid ones; every message names file and key.
 from __future__ import annotations
 
 import difflib
+import re
 import typing
 from collections.abc import Iterable
 from pathlib import Path
@@ -303,6 +304,25 @@ class ParallelConfig(Section):
     heartbeat_seconds: PositiveFloat = Field(1.0, description="pause between signs of life of each rank")
 
 
+class MonitorConfig(Section):
+    """What each rank says of its machine while it trains; see docs/monitoring.md."""
+
+    seconds: typing.Annotated[float, Field(ge=0)] = Field(10.0, description="pause between samples of CPU, memory, network, GPU; 0: none")
+    prometheus: str | None = Field(
+        None, description="textfile:/folder of the node exporter, or port:9400 (loopback; port:0.0.0.0:9400 for all)"
+    )
+    idle_watts: PositiveFloat | None = Field(None, description="power of an idle host, where it has no counters; null: 40")
+    busy_watts: PositiveFloat | None = Field(None, description="with all cores at work; null: 8 more for each core")
+    mlflow: str | None = Field(None, description="tracking URI of MLflow; null: not used (extra `mlflow`)")
+
+    @pydantic.field_validator("prometheus")
+    @classmethod
+    def _known(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"textfile:.+|port:(?:[^\s]+:)?\d+", value):
+            raise ValueError("expected textfile:/folder, port:9400 or port:0.0.0.0:9400")
+        return value
+
+
 class OutputConfig(Section):
     """What is written and where."""
 
@@ -317,6 +337,7 @@ class RunConfig(Section):
     model: ModelConfig
     train: TrainConfig = TrainConfig()
     parallel: ParallelConfig = ParallelConfig()
+    monitor: MonitorConfig = MonitorConfig()
     output: OutputConfig = OutputConfig()
 
     @pydantic.model_validator(mode="after")

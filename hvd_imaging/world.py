@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -48,6 +49,12 @@ class World:
         """This rank's contiguous part of ``items``; the parts of all ranks are ``items`` in order."""
         start, stop = bounds(len(items), self.size, self.rank)
         return items[start:stop]
+
+
+def host_name(environ: Mapping[str, str] | None = None) -> str:
+    """This machine, by the name that its scheduler knows it by."""
+    environ = os.environ if environ is None else environ
+    return environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def bounds(count: int, size: int, rank: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""`bench guarantees`: what the promises of training cost (checkpoints, the replica guard, exact bits), and what balance gains."""
+"""`bench guarantees`: what the promises of training cost (checkpoints, the replica guard, exact bits, monitoring), and what balance gains."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ CASE = "3D U-Net, 48^3, 2 ranks"
 EVERY = 10
 """Steps between the checkpoints that are measured; GUARD: between comparisons of the ranks, as configured by default."""
 GUARD = 100
+SAMPLE_S, OFTEN_S = 10.0, 0.1
+"""Pause between samples of the monitor: as configured by default, and as measured, so often that it shows."""
 
 
 def measure(quick: bool = False, on_run: Callable[[str], None] | None = None) -> tuple[list[Row], list[Figure]]:
@@ -41,13 +43,14 @@ def measure(quick: bool = False, on_run: Callable[[str], None] | None = None) ->
                 ("plain", {}),
                 ("checkpoints", {"train__checkpoint_steps": EVERY}),
                 ("exact", {"train__reproducible": "exact"}),
+                (f"a sample every {OFTEN_S} s", {"monitor__seconds": OFTEN_S}),
             ]
             if not quick:
                 cases += [("reproducible", {"train__reproducible": True}), ("accumulate 2", {"train__accumulate": 2})]
             for name, changes in cases if turn % 2 == 0 else list(reversed(cases)):
                 note(f"round {turn + 1} of {rounds}: {name}")
                 guard = {"train__guard_steps": EVERY} if name == "plain" else {}
-                found = _run(place, name.replace(" ", "_"), steps, **changes, **guard)
+                found = _run(place, name.replace(" ", "_"), steps, **{"monitor__seconds": 0, **changes, **guard})
                 # Means, not medians: a checkpoint every few steps is an outlier among the steps.
                 times.setdefault(name, []).append(_per_step(found, found["guard"]))
                 saves += [1e3 * t for t in found["save"][:-1]] if name == "checkpoints" else []
@@ -68,6 +71,9 @@ def figures(times: dict[str, list[float]], guards: Sequence[float], quick: bool)
     found = [
         Figure(f"time with a checkpoint every {EVERY} steps / without - 1", statistics.median(times["checkpoints"]) / step - 1, 0.02, "lower"),
         Figure(f"replica guard every {GUARD} steps, share of the time", statistics.median(guards) / (GUARD * step), 0.005, "lower"),
+        # So many samples less often they take so much less.
+        Figure(f"monitoring every {SAMPLE_S:.0f} s, share of the time",
+               (statistics.median(times[f"a sample every {OFTEN_S} s"]) / step - 1) * OFTEN_S / SAMPLE_S, 0.005, "lower"),
     ]  # fmt: skip
     if not quick:
         gain = statistics.median(times["slow rank, equal"]) / statistics.median(times["slow rank, auto"])

@@ -47,6 +47,7 @@ class Workshop:
                 "validate_every": 10_000, "checkpoint_epochs": 10_000, "learning_rate": 1e-4,
             },
             "parallel": {},
+            "monitor": {},
             "output": {"tensorboard": False},
         }  # fmt: skip
         if task == "images":

@@ -11,10 +11,14 @@ NAME = "events.jsonl"
 
 
 class EventLog:
-    """Writer of rank 0; on the other ranks ``write`` does nothing."""
+    """Writer of rank 0; on the other ranks ``write`` does nothing.
 
-    def __init__(self, run_dir: Path, active: bool = True) -> None:
-        self._path = run_dir / NAME
+    Args:
+        name: of another file in the run folder: each rank has a log of its own, see `rank_log`.
+    """
+
+    def __init__(self, run_dir: Path, active: bool = True, name: str = NAME) -> None:
+        self._path = run_dir / name
         self._active = active
         if active and self._path.exists():
             data = self._path.read_bytes()
@@ -30,6 +34,11 @@ class EventLog:
         now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"time": now, "event": event, **values}) + "\n")
+
+
+def rank_log(run_dir: Path, rank: int) -> EventLog:
+    """``ranks/log-00000.jsonl``: what this rank alone has to say: its own times, warnings, and how it ended."""
+    return EventLog(run_dir, name=f"ranks/log-{rank:05d}.jsonl")
 
 
 def read_events(run_dir: str | Path) -> list[dict[str, Any]]:

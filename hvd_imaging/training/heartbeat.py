@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..world import World
+from ..world import World, host_name
 
 FOLDER = "ranks"
 WAITING = ("step", "agree", "validation sums")
@@ -114,7 +113,7 @@ class Heartbeat:
     ) -> None:
         self._dir, self._world, self._period, self._patience, self._on_stall = run_dir, world, period, patience, on_stall
         now = time.time()
-        self._beat = Beat(world.rank, socket.gethostname(), os.getpid(), "start", 0, 0, now, now)
+        self._beat = Beat(world.rank, host_name(), os.getpid(), "start", 0, 0, now, now)
         self._saving: Callable[[], bool] = lambda: False
         self._stop = threading.Event()
         (run_dir / FOLDER).mkdir(exist_ok=True)

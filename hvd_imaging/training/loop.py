@@ -6,10 +6,11 @@ global batch, metrics are sums and counts, so the number of ranks changes speed 
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from ..communicator import together
 from ..config import RunConfig, TrainConfig
 from ..errors import ConfigError, PeerError, RunError, on_all_ranks
 from ..models.spec import ModelSpec
+from ..monitoring.monitor import Monitor
+from ..monitoring.stragglers import stragglers
 from ..parallel.choose import settle
 from ..parallel.exchange import check_exchange, make_exchange
 from ..parallel.horovod import Horovod, is_peer_failure
@@ -30,9 +33,10 @@ from ..pipeline.dataset import TrainingData, ValidationData
 from ..pipeline.plan import Cut, balanced_cut, busiest, check_fits, equal_cut
 from ..shards.manifest import Manifest
 from ..shards.signing import load_signed
+from ..world import host_name
 from . import checkpoint, nonfinite, run, schedule
-from .callbacks import MONITORS, Reporter, Silent, TensorBoard
-from .events import EventLog
+from .callbacks import MONITORS, MLflow, Reporter, Silent, TensorBoard
+from .events import EventLog, rank_log
 from .guard import ItemTrace, check_replicas, digests
 from .heartbeat import Heartbeat
 from .optimizer import make_optimizer
@@ -92,7 +96,12 @@ def train(
         with Requests(config.train.checkpoint_minutes if hvd.world.is_root else 0) as requests:
             trainer = Trainer(config, Path(run_dir), hvd, resume, report, requests, start or Start())
             try:
-                return trainer.run()
+                summary = trainer.run()
+                trainer.own_log.write("leave" if summary.left else "end", step=summary.steps)
+                return summary
+            except BaseException as error:
+                trainer.own_log.write("error", kind=type(error).__name__, message=str(error)[:1000])
+                raise
             finally:
                 trainer.close()
     except tf.errors.ResourceExhaustedError as error:
@@ -118,6 +127,10 @@ class Trainer:
         self.report = report if report is not None and world.is_root else Silent()
         self.writer = checkpoint.Writer()
         self.heart: Heartbeat | None = None
+        self.monitor: Monitor | None = None
+        self.position: Position | None = None
+        self.own_log: EventLog | None = None
+        self.boards: list[Any] = []
 
         # What to learn from, and what is to learn.
         manifest = together(hvd, lambda: load_signed(config.data.dataset, config.data.public_key))
@@ -137,11 +150,17 @@ class Trainer:
         weights_of_class = class_weights(config.train, self.data, self.spec)
 
         # Where the run stands: rank 0 reads it, all others hear it from there.
+        self.hosts = hvd.gather(host_name())
         together(hvd, lambda: self._claim(manifest, resume) if world.is_root else None)
         self.heart = Heartbeat(
             directory, world, config.parallel.heartbeat_seconds, config.parallel.stall_seconds, self._stalled
         )
         self.heart.watch_saving(lambda: self.writer.busy)
+        self.own_log = rank_log(directory, world.rank)
+        self.own_log.write("start", rank=world.rank, host=self.hosts[world.rank], pid=os.getpid(), local_rank=world.local_rank)
+        self.monitor = Monitor(
+            directory, world, self.hosts[world.rank], config.monitor, lambda: self.position.total if self.position else 0, self._say
+        )
         try:
             self.cache.start()
             self._begin(resume, weights_of_class)
@@ -150,7 +169,7 @@ class Trainer:
             raise
 
     def _claim(self, manifest: Manifest, resume: bool) -> None:
-        run.claim(self.directory, self.config, self.spec, manifest, self.world, resume)
+        run.claim(self.directory, self.config, self.spec, manifest, self.world, resume, self.hosts)
         self.owner = Owner(self.directory)
         self.start.record(self.directory, self.model)
 
@@ -176,16 +195,20 @@ class Trainer:
         self.validate_batch = make_validation_step(models.inference_model(self.model), self.spec.task)
 
         self.log = EventLog(directory, active=world.is_root)
-        self.board = TensorBoard(directory, active=world.is_root and config.output.tensorboard)
+        self.boards = [
+            TensorBoard(directory, active=world.is_root and config.output.tensorboard),
+            MLflow(config.monitor.mlflow if world.is_root else None, directory.name, run.flatten(config.model_dump(mode="json"))),
+        ]
         self.steps = self.data.plan(0).steps
         self.last_step = config.train.max_steps or config.train.epochs * self.steps
         self.saved = self.position.total if meta else -1
         self.pending_save = self.pending_leave = self.leaving = False
         self.times = np.zeros(3)  # seconds of this epoch: waiting for input, computing, exchanging
+        self.computed = 0  # samples of this epoch on this rank
         self.speeds: list[float] = []
         self.log.write(
             "resume" if meta else "start", step=self.position.total, steps_per_epoch=self.steps, last_step=self.last_step,
-            **run.record(self.spec, world, self.files_hash),
+            **run.record(self.spec, world, self.files_hash, self.hosts),
         )  # fmt: skip
         if config.parallel.compression == "auto":
             self.log.write("compression", chosen=self.compression, reason=why)
@@ -282,6 +305,7 @@ class Trainer:
             self.start.after_update(self.model, position.total, self.last_step)
             self.take_in(outcome, rate)
             self.times += waited, outcome.compute_s, outcome.exchange_s
+            self.computed += self.mine(len(batch))
             position.seconds += time.perf_counter() - began
             self.report.step(
                 position.epoch, position.step, plan.steps, float(outcome.sums[0] / max(outcome.sums[2], 1)), rate
@@ -330,8 +354,7 @@ class Trainer:
         whole = position.step == self.data.plan(position.epoch).steps
         rate = schedule.rate(max(position.total - 1, 0), self.steps, train) * position.backoff.scale
         self.mark("agree")
-        times = self.hvd.sum_array(self.times, "epoch.times") / world.size
-        self.times = np.zeros(3)
+        times = self._gather_times()
         record = epoch_record(position, rate, times, self.spec.task)
         due = whole and (position.epoch + 1) % train.validate_every == 0
         if self.validation.samples and (due or position.total >= self.last_step or position.epoch + 1 == train.epochs):
@@ -346,7 +369,8 @@ class Trainer:
                 self._keep_best({"epoch": position.epoch, "step": position.total, name: record[name]})
             record["best"] = is_best
         self.log.write("epoch", step=position.total, world_size=world.size, **record)
-        self.board.epoch(record)
+        for board in self.boards:
+            board.epoch(record)
         self.report.epoch(record)
         if whole:
             position.epoch, position.step = position.epoch + 1, 0
@@ -388,10 +412,33 @@ class Trainer:
         names = ["the items of the batches", *(v.name.split(":")[0] for v in variables)]
         check_replicas(self.hvd, names, [self.trace.value, *digests([v.numpy() for v in variables])], when)
 
+    def mine(self, count: int) -> int:
+        """This rank's samples of a global batch of ``count``."""
+        return sum(len(self.cut.part(np.arange(count), self.world.rank, m)) for m in range(self.cut.micro))
+
+    def _gather_times(self) -> np.ndarray:
+        """(3,) mean seconds of this epoch over the ranks; what each of them had is written down, and who is slow."""
+        position, rows = self.position, self.hvd.gather([*map(float, self.times), self.computed])
+        waited, compute, exchange, samples = zip(*rows, strict=True)
+        where = {"epoch": position.epoch, "step": position.total}
+        self.log.write(
+            "ranks", **where, hosts=self.hosts, input_seconds=_rounded(waited), compute_seconds=_rounded(compute),
+            exchange_seconds=_rounded(exchange), samples=list(samples),
+        )  # fmt: skip
+        for slow in stragglers(compute, samples, self.hosts):
+            self.log.write("straggler", **where, **asdict(slow))
+            self.report.message(
+                f"rank {slow.rank} on {slow.host} is slow: {slow.seconds:.3g} s for a sample, the others take {slow.typical_seconds:.3g}"
+            )
+        own = _rounded(self.times)
+        self.own_log.write("epoch", **where, input_seconds=own[0], compute_seconds=own[1], exchange_seconds=own[2], samples=self.computed)
+        self.times, self.computed = np.zeros(3), 0
+        return np.mean([row[:3] for row in rows], 0)
+
     def rebalance(self, outcome: Outcome, count: int) -> bool:
         """Take in this rank's speed; every so often cut the batches anew. True if the cut has changed."""
         size, batch = self.world.size, self.data.batch
-        mine = sum(len(self.cut.part(np.arange(count), self.world.rank, m)) for m in range(self.cut.micro))
+        mine = self.mine(count)
         if mine:
             self.speeds.append(outcome.compute_s / mine)
         if size == 1 or self.position.total % _BALANCE_STEPS:
@@ -419,18 +466,28 @@ class Trainer:
         """End the threads; what is being written is finished."""
         if self.heart is not None:
             self.heart.close()
+        if self.monitor is not None:
+            self.monitor.close()
+        for board in self.boards:
+            board.close()
         self.writer.wait()
         self.cache.close()
 
     def _say(self, message: str) -> None:
         """Of the caches: each rank's own, as each node has its own memory and disk."""
         print(f"hvd-imaging: warning: rank {self.world.rank}: {message}", file=sys.stderr)
+        if self.own_log is not None:
+            self.own_log.write("warning", message=message)
 
     def _stalled(self, message: str) -> None:
         # In the heartbeat's thread: the main one hangs in a collective call and would never see an exception.
         print(f"hvd-imaging: error: rank {self.world.rank}: {message}", file=sys.stderr)
         EventLog(self.directory).write("stall", rank=self.world.rank, message=message)
         self.hvd.abort(PeerError.exit_code)
+
+
+def _rounded(values: Any) -> list[float]:
+    return [round(float(value), 4) for value in values]
 
 
 def _prepare_numerics(config: TrainConfig) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import socket
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import RunError
 from ..files import write_json
+from ..world import host_name
 
 NAME = "owner.json"
 
@@ -43,7 +43,7 @@ class Owner:
         self._token = secrets.token_hex(8)
         write_json(
             self._path,
-            {"token": self._token, "host": socket.gethostname(), "pid": os.getpid(), "job": job, "restart_count": count},
+            {"token": self._token, "host": host_name(environ), "pid": os.getpid(), "job": job, "restart_count": count},
         )
 
     def check(self) -> None:

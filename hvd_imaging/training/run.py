@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from .layout import BEST, CONFIG, RECORD, SCRIPTS
 
 # A resumed run may change these and nothing else: all other keys decide what is learned.
 _FREE_ON_RESUME = (
-    "output.", "parallel.", "data.dataset", "data.public_key", "train.epochs", "train.max_steps", "train.checkpoint_",
+    "output.", "parallel.", "monitor.", "data.dataset", "data.public_key", "train.epochs", "train.max_steps", "train.checkpoint_",
     "train.keep_checkpoints", "train.early_stop", "train.validate_every", "train.accumulate", "train.balance",
     "train.guard_steps", "train.on_nonfinite",
 )  # fmt: skip
@@ -80,7 +82,9 @@ def load_trained(run: Run) -> Any:
     return models.inference_model(model)
 
 
-def claim(directory: Path, config: RunConfig, spec: ModelSpec, manifest: Manifest, world: World, resume: bool) -> None:
+def claim(
+    directory: Path, config: RunConfig, spec: ModelSpec, manifest: Manifest, world: World, resume: bool, hosts: Sequence[str] = ()
+) -> None:
     """Make the run directory, or check that it may be resumed (rank 0 only).
 
     Raises:
@@ -99,21 +103,41 @@ def claim(directory: Path, config: RunConfig, spec: ModelSpec, manifest: Manifes
     directory.mkdir(parents=True, exist_ok=True)
     save_manifest(directory, manifest)
     spec.save(directory)
-    write_json(directory / RECORD, record(spec, world, manifest.files_hash()))
+    write_json(directory / RECORD, record(spec, world, manifest.files_hash(), hosts))
     write_text(directory / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
-def record(spec: ModelSpec, world: World, files_hash: str) -> dict[str, Any]:
-    """Where the results come from: dataset, versions, machine, world size."""
+def record(spec: ModelSpec, world: World, files_hash: str, hosts: Sequence[str] = ()) -> dict[str, Any]:
+    """Where the results come from: dataset, code, versions, machines by rank, job."""
     return {
         "dataset_hash": spec.dataset_hash,
         "dataset_files_hash": files_hash,
         "hvd_imaging": __version__,
+        "code": commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": versions(),
         "world_size": world.size,
+        "hosts": list(hosts),
+        "job_id": os.environ.get("SLURM_JOB_ID"),
+        "restart_count": int(os.environ.get("SLURM_RESTART_COUNT") or 0),
     }
+
+
+def commit(package: Path | None = None) -> str | None:
+    """Git's commit of the checkout that this program runs from; None for an installed package."""
+    git = (package or Path(__file__).parents[1]).parent / ".git"
+    try:
+        head = (git / "HEAD").read_text(encoding="utf-8").strip()
+        if not head.startswith("ref: "):
+            return head
+        name = head.removeprefix("ref: ")
+        if (git / name).is_file():
+            return (git / name).read_text(encoding="utf-8").strip()
+        packed = (git / "packed-refs").read_text(encoding="utf-8").splitlines()
+        return next((line.split()[0] for line in packed if line.endswith(f" {name}")), None)
+    except OSError:
+        return None
 
 
 def versions() -> dict[str, str | None]:

@@ -41,9 +41,10 @@ def test_a_link_that_can_not_be_made_is_a_figure_that_was_not_measured():
 
 def test_costs_of_the_guarantees():
     times = {"plain": [100.0], "checkpoints": [101.0], "slow rank, equal": [300.0], "slow rank, auto": [200.0]}
-    checkpoints, guard, balance = guarantees.figures(times, [10.0], quick=False)
-    assert checkpoints.value == pytest.approx(0.01) and guard.value == pytest.approx(0.001) and balance.value == 1.5
-    assert len(guarantees.figures(times, [10.0], quick=True)) == 2
+    times["a sample every 0.1 s"] = [103.0]
+    checkpoints, guard, monitor, balance = guarantees.figures(times, [10.0], quick=False)
+    assert checkpoints.value == pytest.approx(0.01) and guard.value == pytest.approx(0.001) and monitor.value == pytest.approx(0.03 / 100) and balance.value == 1.5
+    assert len(guarantees.figures(times, [10.0], quick=True)) == 3
 
 
 def test_the_picture_of_scaling(tmp_path):

@@ -1,0 +1,188 @@
+"""What a rank says of its machine: read from the real one, written, summed up; and who is slow."""
+
+import json
+import sys
+import time
+import types
+import urllib.request
+
+import pytest
+
+from hvd_imaging.config import MonitorConfig, RunConfig, check
+from hvd_imaging.errors import ConfigError, SetupError
+from hvd_imaging.monitoring import record
+from hvd_imaging.monitoring.monitor import Monitor
+from hvd_imaging.monitoring.power import Power, energy_counters, guess, watts_between
+from hvd_imaging.monitoring.prometheus import page, parse_target
+from hvd_imaging.monitoring.sampler import Sampler
+from hvd_imaging.monitoring.stragglers import stragglers
+from hvd_imaging.training.callbacks import MLflow
+from hvd_imaging.world import World
+
+
+def quiet(message):
+    raise AssertionError(message)
+
+
+def test_a_busy_rank_is_seen_as_busy():
+    sampler = Sampler(World(), "n1", Power())
+    until, data = time.process_time() + 0.3, []
+    while time.process_time() < until:
+        data.append(sum(range(1000)))
+    ballast = bytearray(64 << 20)
+    found = sampler.sample()
+    # It computed all the time; how much of a core it got, others on this machine decide too.
+    assert 0.05 < found["cpu"] < 2 and 0 < found["host_cpu"] <= 1 and 0 < found["host_memory"] < 1
+    assert found["rss_bytes"] > len(ballast) and found["watts"] > 0 and found["watts_from"] in ("rapl", "estimate")
+    assert found["net_in_bps"] >= 0 and found["gpu"] == [] and found["threads"] >= 1
+    json.dumps(found, allow_nan=False)
+
+
+def test_one_rank_speaks_for_its_host():
+    found = Sampler(World(1, 2, 1, 2), "n1", Power()).sample()
+    assert found["host_cpu"] is found["watts"] is found["net_in_bps"] is None and found["rss_bytes"] > 0
+
+
+def test_power_by_counters_and_by_estimate(tmp_path):
+    for name, energy in (("intel-rapl:0", 10_000_000), ("intel-rapl:1", 99_000_000), ("intel-rapl:0:0", 5)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "energy_uj").write_text(str(energy))
+        (tmp_path / name / "max_energy_range_uj").write_text("100000000")
+    now = iter([0.0, 2.0])
+    power = Power(folder=tmp_path, clock=lambda: next(now))
+    (tmp_path / "intel-rapl:0/energy_uj").write_text("70000000")  # 60 J
+    (tmp_path / "intel-rapl:1/energy_uj").write_text("19000000")  # 20 J, over the end of the counter
+    assert power.watts(0.5) == (40.0, "rapl")
+    assert energy_counters(tmp_path / "none") == {} and watts_between({}, {}, 1) is None
+    estimate = Power(100, 300, folder=tmp_path / "none")
+    assert estimate.watts(0.25) == (150.0, "estimate") and estimate.watts(1.5, gpus=50.0) == (350.0, "estimate+nvml")
+    assert guess(10).watts(1) == 120 and guess(10, busy_w=200).watts(0) == 40
+
+
+def test_samples_are_written_and_read_again(tmp_path):
+    path = record.path_of(tmp_path, 0)
+    path.parent.mkdir()
+    path.write_text('{"time": "half')  # a killed start
+    monitor = Monitor(tmp_path, World(), "n1", MonitorConfig(seconds=0.02), lambda: 7, quiet)
+    while path.read_text().count("\n") < 4:
+        time.sleep(0.01)
+    monitor.close()
+    found = record.read(tmp_path)
+    assert len(found) >= 4 and {sample["step"] for sample in found} == {7} and found[-1]["seconds"] > 0
+    use = record.summary(found)
+    assert use.ranks[0].samples == len(found) and use.ranks[0].host == use.hosts[0].host == "n1"
+    assert use.watt_hours > 0 and 0 < monitor.cpu_s < 1
+    Monitor(tmp_path / "off", World(), "n1", MonitorConfig(seconds=0), lambda: 0, quiet).close()
+    assert not (tmp_path / "off").exists()
+
+
+def test_a_summary_by_hand():
+    def sample(rank, when, seconds, **values):
+        return {"time": f"2026-11-24T01:{when:02d}:00+00:00", "seconds": seconds, "rank": rank, "host": "n1", "rss_bytes": 100 * (when + 1)} | values
+
+    found = record.summary([
+        sample(0, 0, 60, cpu=1.0, watts=100, watts_from="estimate", host_cpu=0.5, net_in_bps=10, net_out_bps=0, disk_read_bps=2),
+        sample(1, 1, 60, cpu=0.5, watts=None),
+        sample(0, 1, 60, cpu=2.0, watts=200, watts_from="estimate", host_cpu=1.0, net_in_bps=20, net_out_bps=0, disk_read_bps=0),
+        # After a restart: the hour in between nobody was there.
+        sample(0, 59, 60, cpu=2.0, watts=300, watts_from="rapl", host_cpu=1.0, net_in_bps=0, net_out_bps=30, disk_read_bps=0),
+    ])  # fmt: skip
+    assert found.watt_hours == pytest.approx((100 + 200 + 300) * 60 / 3600)
+    (host,) = found.hosts
+    assert (host.seconds, host.known, host.net_bytes) == (180, "rapl", 60 * 60) and host.cpu == pytest.approx(2.5 / 3)
+    first, second = found.ranks
+    assert first.cpu == pytest.approx(5 / 3) and first.peak_bytes == 6000 and first.disk_read_bytes == 120 and first.gpu is None
+    assert second.cpu == 0.5 and record.summary([]).watt_hours == 0
+
+
+def test_a_long_run_leaves_small_files():
+    """A month at 10 s: less than 6 x 8640 lines of about 500 bytes."""
+    when, lines = 0.0, 0
+    while when < 30 * 86400:
+        when += record.pause(10, lines)
+        lines += 1
+    assert record.LINES < lines < 6 * record.LINES
+
+
+@pytest.mark.parametrize(
+    ("compute", "samples", "slow"),
+    [
+        ([10, 10, 10, 10], [5, 5, 5, 5], []),
+        ([10, 10, 13, 10], [5, 5, 5, 5], [(2, 1.3)]),
+        ([10, 26], [5, 10], [(1, 1.3)]),
+        ([10, 20], [5, 10], []),  # twice the work
+        ([0.1, 0.5], [5, 5], []),  # too little to tell
+        ([10, 0, 40], [5, 0, 10], [(2, 2.0)]),
+        ([10], [5], []),
+    ],
+)
+def test_who_is_slow(compute, samples, slow):
+    found = stragglers(compute, samples, [f"n{rank}" for rank in range(len(compute))])
+    assert [(one.rank, pytest.approx(one.ratio)) for one in found] == slow
+    assert all(one.host == f"n{one.rank}" for one in found)
+
+
+def test_prometheus_reads_a_file_and_a_port(tmp_path):
+    folder = tmp_path / "node exporter"
+    folder.mkdir()
+    config = check(MonitorConfig, {"seconds": 0.02, "prometheus": f"textfile:{folder}"}, "t")
+    monitor = Monitor(tmp_path / "run", World(), "n1", config, lambda: 7, quiet) if (tmp_path / "run").mkdir() is None else None
+    path = folder / "hvd_imaging-00000.prom"
+    while not path.exists():
+        time.sleep(0.01)
+    text = path.read_text()
+    assert '# TYPE hvd_imaging_step gauge\nhvd_imaging_step{run="run",rank="0",host="n1"} 7\n' in text and "hvd_imaging_resident_bytes{" in text
+    monitor.close()
+    assert not path.exists()
+
+    from redis_server import free_port
+
+    port = free_port()
+    monitor = Monitor(tmp_path / "run", World(), "n1", MonitorConfig(seconds=0.02, prometheus=f"port:{port}"), lambda: 8, quiet)
+    text = ""
+    while "hvd_imaging_step" not in text:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+            text = answer.read().decode()
+    assert 'hvd_imaging_step{run="run",rank="0",host="n1"} 8' in text
+    said = []
+    second = Monitor(tmp_path / "run", World(), "n1", MonitorConfig(seconds=9, prometheus=f"port:{port}"), lambda: 8, said.append)
+    assert len(said) == 1 and said[0].endswith("the run goes on without it")
+    second.close()
+    monitor.close()
+    assert page({"rank": 1, "host": 'a"b\\', "cpu": 0.5}, "r").splitlines()[-1] == 'hvd_imaging_cpu_cores{run="r",rank="1",host="a\\"b\\\\"} 0.5'
+
+
+def test_where_prometheus_may_read():
+    assert parse_target("port:0.0.0.0:9400").address == "0.0.0.0" and parse_target("port:9400").address == "127.0.0.1"
+    for text in ("9400", "port:", "port:x", "textfile:", "port:99999999"):
+        with pytest.raises(ConfigError, match=r"expected textfile:/folder, port:9400"):
+            parse_target(text)
+    with pytest.raises(ConfigError, match="monitor.prometheus: expected textfile:/folder"):
+        check(RunConfig, {"data": {"dataset": "d"}, "model": {"name": "unet3d"}, "monitor": {"prometheus": "9400"}}, "t")
+
+
+def test_mlflow_gets_parameters_and_epochs(monkeypatch):
+    said = []
+
+    class Client:
+        def __init__(self, tracking_uri):
+            said.append(tracking_uri)
+
+        def __getattr__(self, name):
+            def call(*args, **values):
+                said.append((name, *args, *values.values()))
+                return None if name == "get_experiment_by_name" else types.SimpleNamespace(info=types.SimpleNamespace(run_id="r"))
+
+            return call
+
+    monkeypatch.setitem(sys.modules, "mlflow", types.SimpleNamespace(MlflowClient=Client))
+    board = MLflow("http://server", "runs-a", {"train.epochs": 3})
+    board.epoch({"epoch": 2, "loss": 0.5, "best": True, "name": "x"})
+    board.close()
+    assert said[0] == "http://server" and ("log_param", "r", "train.epochs", "3") in said
+    assert ("log_metric", "r", "loss", 0.5, 2) in said and said[-1] == ("set_terminated", "r")
+    MLflow(None, "a", {}).epoch({"epoch": 0, "loss": 1.0})
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(SetupError, match=r"MLflow is not installed: pip install 'hvd_imaging\[mlflow\]'"):
+        MLflow("http://server", "a", {})
