@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import subprocess
 import tempfile
 import time
@@ -46,12 +47,19 @@ def run_at_once(commands: Sequence[Sequence[str]], environ: Mapping[str, str], t
         while (codes := [process.poll() for process in processes]) != [0] * len(commands):
             for number, code in enumerate(codes):
                 if code:
-                    reason = (_text(errs[number]).strip() or f"exit code {code}").splitlines()[-1]
+                    reason = reason_of(_text(errs[number])) or f"exit code {code}"
                     raise HvdImagingError(f"process {number + 1} of {len(commands)} failed: {reason}")
             if time.monotonic() > end:
                 raise HvdImagingError(f"{len(commands)} processes did not end within {timeout:g} s: {' '.join(commands[0])}")
             time.sleep(0.05)
         return [_text(out) for out in outs]
+
+
+def reason_of(text: str) -> str:
+    """The line of stderr that says most: an error of the program's own, before mpirun's words about it; pure."""
+    lines = [line.strip() for line in text.splitlines() if line.strip(" -")]
+    errors = [line for line in lines if re.match(r"hvd-imaging: error: |[\w.]*(Error|Exception|Interrupt)\b", line)]
+    return (errors or lines or [""])[-1]
 
 
 def _end(processes: Sequence[subprocess.Popen[str]]) -> None:

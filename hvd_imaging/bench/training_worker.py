@@ -28,11 +28,12 @@ def main() -> None:
     from ..training.events import read_events
     from ..training.loop import Trainer
     from ..training.requests import Requests
+    from ..training.start import Start
 
     hvd = Horovod()
     found: dict[str, Any] = {name: [] for name in ("steps", "input", "compute", "exchange", "save", "guard")}
     with Requests() as requests:
-        trainer = Trainer(config, run_dir, hvd, False, None, requests)
+        trainer = Trainer(config, run_dir, hvd, False, None, requests, Start())
         marks: list[tuple[float, Any]] = []
         take_in, save, guard = trainer.take_in, trainer.save, trainer.check_replicas
 

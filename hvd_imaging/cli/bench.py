@@ -129,8 +129,8 @@ def _show(name: str, rows: Sequence[Row], figures: Sequence[Figure], path: str |
     console = table_console()
     table = Table("case", "system", "metric", "median", "lowest", "highest", "runs", title=f"bench {name}")
     for row in rows:
-        numbers = [row.value, min(row.runs, default=None), max(row.runs, default=None)]
-        shown = [f"{n:,.4g} {row.unit}" if n is not None else row.reason or "not measured" for n in numbers]
+        numbers = [n for n in (row.value, min(row.runs, default=None), max(row.runs, default=None)) if n is not None]
+        shown = [f"{n:,.4g} {row.unit}" for n in numbers] or [row.reason or "not measured", "", ""]
         table.add_row(row.case, row.system, row.metric, *shown, str(len(row.runs)))
     console.print(table)
     goals = Table("figure", "value", "goal", "")

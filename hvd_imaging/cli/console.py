@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -113,5 +114,9 @@ def table_console() -> Any:
     """A console for tables: as wide as the terminal; a file or a pipe has no edge, nor has what mpirun passes on."""
     from rich.console import Console
 
-    console = Console(highlight=False)
-    return console if console.is_terminal and world_from_environment().size == 1 else Console(highlight=False, width=160)
+    try:
+        # mpirun gives its ranks a terminal without a size.
+        columns = os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError):
+        columns = 0
+    return Console(highlight=False) if columns else Console(highlight=False, width=160, force_terminal=False)

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from hvd_imaging.bench import allreduce, guarantees, mirrored_worker, scaling
-from hvd_imaging.bench.processes import clean_environment, run_at_once
+from hvd_imaging.bench.processes import clean_environment, reason_of, run_at_once
 from hvd_imaging.bench.report import Row
-from hvd_imaging.bench.training import parse, slowest
+from hvd_imaging.bench.training import alone, parse, slowest, workshop
 from hvd_imaging.errors import HvdImagingError
 from hvd_imaging.reporting.plots import draw_scaling
 
@@ -45,6 +45,21 @@ def test_costs_of_the_guarantees():
     checkpoints, guard, monitor, balance = guarantees.figures(times, [10.0], quick=False)
     assert checkpoints.value == pytest.approx(0.01) and guard.value == pytest.approx(0.001) and monitor.value == pytest.approx(0.03 / 100) and balance.value == 1.5
     assert len(guarantees.figures(times, [10.0], quick=True)) == 3
+
+
+def test_the_line_that_says_most():
+    mpirun = "-----\nPrimary job  terminated normally, but 1 process returned\n-----\n"
+    assert reason_of(f"Traceback (most recent call last):\n  File x\nTypeError: start is missing\n{mpirun}") == "TypeError: start is missing"
+    assert reason_of(f"hvd-imaging: error: no room\n{mpirun}") == "hvd-imaging: error: no room"
+    assert reason_of(mpirun).startswith("Primary job") and reason_of("") == ""
+
+
+def test_a_worker_trains_and_tells_its_times():
+    """The process that all benchmarks of training start."""
+    with workshop(volumes=2) as place:
+        config = place.config("a", "volumes", 2, data__patch=[16, 16, 16], model__filters=4, model__depth=2, train__checkpoint_steps=2)
+        (found,) = alone([place.worker(config, "a")])
+    assert len(found["steps"]) == 2 and found["save"] and min(found["steps"]) > 0
 
 
 def test_the_picture_of_scaling(tmp_path):

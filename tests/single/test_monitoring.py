@@ -141,7 +141,7 @@ def test_prometheus_reads_a_file_and_a_port(tmp_path):
     monitor = Monitor(tmp_path / "run", World(), "n1", MonitorConfig(seconds=0.02, prometheus=f"port:{port}"), lambda: 8, quiet)
     text = ""
     while "hvd_imaging_step" not in text:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://localhost:{port}/metrics", timeout=5) as answer:
             assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
             text = answer.read().decode()
     assert 'hvd_imaging_step{run="run",rank="0",host="n1"} 8' in text
