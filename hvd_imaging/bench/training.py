@@ -79,12 +79,15 @@ def workshop(volumes: int = 12, images: int = 0) -> Iterator[Workshop]:
         yield Workshop(folder)
 
 
-def write_volumes(folder: Path, count: int) -> None:
-    """A dataset of volumes of 64^3."""
-    _write(folder, "segmentation", count, (64, 64, 64))
+def write_volumes(folder: Path, count: int, split: SplitConfig | None = None) -> None:
+    """A dataset of volumes of 64^3, all for training where no split is given."""
+    _write(folder, "segmentation", count, (64, 64, 64), split)
 
 
-def _write(folder: Path, task: Literal["segmentation", "classification"], count: int, shape: tuple[int, int, int]) -> None:
+def _write(
+    folder: Path, task: Literal["segmentation", "classification"], count: int, shape: tuple[int, int, int],
+    split: SplitConfig | None = None,
+) -> None:  # fmt: skip
     random = np.random.default_rng(0)
     axes = np.meshgrid(*[np.arange(side) - side / 2 for side in shape], indexing="ij")
     ball = (np.linalg.norm(axes[1:] if shape[0] == 1 else axes, axis=0) < shape[2] / 4).astype(np.uint8)
@@ -99,7 +102,7 @@ def _write(folder: Path, task: Literal["segmentation", "classification"], count:
     classes = ("background", "ball") if task == "segmentation" else ("empty", "ball")
     write_dataset(
         folder, records, task=task, classes=classes, preprocess=PreprocessConfig(intensity="none"),
-        shards=ShardConfig(), split=SplitConfig(val=0, test=0),
+        shards=ShardConfig(), split=split or SplitConfig(val=0, test=0),
     )  # fmt: skip
 
 

@@ -119,6 +119,29 @@ def compress(quick: bool, path: str | None, work: str | None) -> None:
     _show("compress", *measure(quick, lambda text: click.echo(text, err=True), Path(work) if work else None), path)
 
 
+@command.command()
+@click.argument("config", required=False, type=click.Path(exists=True, dir_okay=False), metavar="[run.yaml]")
+@click.option("--ranks", default=2, show_default=True, help="Ranks that one process is compared with.")
+@click.option("--slurm", is_flag=True, help="The ranks are a Slurm job, one on each node (needs --work).")
+@click.option("--quick", is_flag=True, help="End within a minute.")
+@click.option("--json", "path", type=click.Path(dir_okay=False), help="Write the measurements here.")
+@click.option("--work", type=click.Path(file_okay=False), help="Keep data and runs here, for `hvd-imaging report`.")
+def migrate(config: str | None, ranks: int, slurm: bool, quick: bool, path: str | None, work: str | None) -> None:
+    """One process against several ranks: the same data, the same configuration.
+
+    With run.yaml your own training is compared; without it a small U-Net on made data.
+    """
+    from pathlib import Path
+
+    from ..bench.migrate import measure
+
+    rows, figures, report = measure(
+        Path(config) if config else None, ranks, quick, slurm, lambda text: click.echo(text, err=True), Path(work) if work else None
+    )
+    _show("migrate", rows, figures, path)
+    click.echo(f"next: {report}" if report else "--work DIR keeps the runs, for `hvd-imaging report`")
+
+
 def _show(name: str, rows: Sequence[Row], figures: Sequence[Figure], path: str | None) -> None:
     from rich.table import Table
 
