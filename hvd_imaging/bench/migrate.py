@@ -33,6 +33,8 @@ Say = Callable[[str], None]
 ALONE, THREADS = "1 process, 1 thread", "1 process, all cores"
 EFFICIENCY = 0.9
 """Goal: below it, more than a tenth of what the ranks cost is lost in waiting."""
+SHOWN = ("dice", "hd95_mm", "accuracy", "auc")
+"""Test figures that have rows; all of them are compared."""
 _POLL_S, _LIMIT_S = 2.0, 3600.0
 
 
@@ -263,6 +265,8 @@ def rows_of(system: str, runs: Sequence[Found]) -> list[Row]:
         peaks = [run.peak_bytes[rank] / 1e6 for run in runs if rank < len(run.peak_bytes)]
         rows.append(row(f"peak memory, rank {rank}", "MB", peaks))
     for name, (value, interval) in last.test.items():
+        if name not in SHOWN:
+            continue
         rows.append(row(f"test {name}", "", [value]))
         if interval:
             rows += [row(f"test {name}, 95% {word}", "", [edge]) for word, edge in zip(("from", "to"), interval, strict=True)]

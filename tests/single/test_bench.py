@@ -120,3 +120,100 @@ def test_a_peer_that_is_not_there_is_a_row_with_the_reason():
     times = compress.time_all(timed, [compress.ONE], 1, 1, lambda text: None)
     (found,) = compress.rows_of(timed, times)
     assert found.value is None and found.reason == "torch is not installed"
+
+
+def run_folder(folder, weights="ab", seconds=(9.0, 4.0, 4.0), finished=True):
+    """A finished run as `bench migrate` reads it: three epochs of two ranks on one host."""
+    (folder / "ranks").mkdir(parents=True)
+    at = "2026-01-01T00:00:{:02d}.000+00:00".format
+    events = [{"time": at(10), "event": "start"}]
+    events += [
+        {"time": at(20), "event": "epoch", "epoch": number, "seconds": value, "samples_per_second": 8 / value}
+        for number, value in enumerate(seconds)
+    ]
+    events += [{"time": at(40), "event": "end", "weights_sha256": weights}] if finished else []
+    (folder / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    for rank in range(2):
+        samples = [
+            {"time": at(second), "seconds": 10.0, "rank": rank, "host": "n1", "cpu": 1.5, "rss_bytes": 10**6 * second,
+             "watts": None if rank else 72.0, "watts_from": "estimate"}
+            for second in (20, 30)
+        ]  # fmt: skip
+        (folder / "ranks" / f"monitor-0000{rank}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in samples) + '{"half')
+    mean = {"dice": {"value": 0.5, "interval": [0.4, 0.6]}, "recall": {"value": None, "interval": None}}
+    (folder / "evaluation-test.json").write_text(json.dumps({"mean": mean}))
+    return folder
+
+
+def test_a_finished_run_tells_what_it_took(tmp_path):
+    from hvd_imaging.bench.migrate import read_run, rows_of
+
+    began = 1767225600.0  # 2026-01-01 00:00 UTC
+    found = read_run(run_folder(tmp_path / "run"), began, 45.0)
+    assert (found.wall, found.start, found.epochs, found.weights) == (45.0, 10.0, (9.0, 4.0, 4.0), "ab")
+    assert found.peak_bytes == (30_000_000, 30_000_000) and found.cpu == 60.0
+    assert found.watt_hours == pytest.approx(72 * 20 / 3600) and found.known == "estimate"
+    assert found.test == {"dice": (0.5, (0.4, 0.6))}
+    rows = {each.metric: each for each in rows_of("s", [found, found])}
+    assert rows["epoch"].value == 4.0 and rows["samples/s"].value == 2.0 and rows["peak memory, rank 1"].value == 30.0
+    assert rows["energy of all hosts (estimate)"].unit == "Wh" and rows["test dice, 95% to"].value == 0.6
+    assert rows["weights, SHA-256"].reason == "ab"
+    with pytest.raises(HvdImagingError, match="did not end"):
+        read_run(run_folder(tmp_path / "half", finished=False), began, 45.0)
+
+
+def test_figures_of_the_step_to_a_cluster(tmp_path):
+    from dataclasses import replace
+
+    from hvd_imaging.bench import migrate
+
+    one = migrate.read_run(run_folder(tmp_path / "one"), 0.0, 40.0)
+    two = replace(one, epochs=(9.0, 2.0, 2.0), wall=30.0)
+    plan = migrate.Plan(tmp_path / "run.yaml", (), ranks=2, exact=True, rounds=1)
+
+    def values(ranks, plan=plan, **more):
+        return [(each.value, each.reached) for each in migrate.figures({migrate.ALONE: [one], plan.system: [ranks], **more}, plan)]
+
+    assert values(two) == [(2.0, True), (1.0, True), (0.0, True)]
+    assert values(replace(two, weights="cd"))[1] == (0.0, False)
+    assert values(replace(two, test={"dice": (0.49, None)}))[2] == (pytest.approx(0.01), False)
+    # Where equal weights are not promised, or not told, nothing is said of them.
+    assert [value for value, _ in values(two, replace(plan, exact=False))] == [2.0, None, None]
+    assert values(replace(two, weights=""))[1] == (None, None)
+    whole = replace(plan, rounds=2)
+    threads = {migrate.THREADS: [replace(one, epochs=(3.0,))]}
+    assert [value for value, _ in values(two, whole, **threads)] == [2.0, pytest.approx(40 / 30), 1.0, 0.0, 1.5]
+
+
+def test_exact_bits_are_asked_for_where_the_configuration_takes_them(tmp_path):
+    from hvd_imaging.bench import migrate
+    from hvd_imaging.errors import ConfigError
+
+    def plan(train, ranks=2):
+        path = tmp_path / "run.yaml"
+        path.write_text(json.dumps({"data": {"dataset": "d"}, "model": {"name": "unet3d"}, "train": train}))
+        return migrate.make_plan(path, ranks, 1, slurm=False)
+
+    assert plan({"batch_size": 4}).exact and "train.exact_parts=8" in plan({"batch_size": 8}, ranks=8).changes
+    assert not plan({"batch_size": 6}).exact  # four parts of six samples are not equal
+    assert not plan({"batch_size": 4, "accumulate": 2}).exact
+    assert not plan({"batch_size": 12}, ranks=3).exact
+    assert plan({"batch_size": 4}).changes[-1] == "monitor.seconds=1"
+    with pytest.raises(ConfigError, match=r"batch_size"):
+        plan({"batch_size": 0})
+
+
+def test_what_can_not_be_compared_is_refused_before_any_work(tmp_path):
+    from hvd_imaging.bench.migrate import measure
+    from hvd_imaging.errors import ConfigError
+
+    with pytest.raises(ConfigError, match="--ranks 1: expected two or more"):
+        measure(ranks=1)
+    with pytest.raises(ConfigError, match="--ranks 4096: there are"):
+        measure(ranks=4096)
+    with pytest.raises(ConfigError, match="give --work DIR"):
+        measure(slurm=True)
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(ConfigError, match="holds runs already"):
+        measure(ranks=2, slurm=True, work=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
