@@ -146,7 +146,7 @@ def make_plan(config: Path, ranks: int, rounds: int, slurm: bool) -> Plan:
     watched = f"monitor.seconds={min(settings.monitor.seconds or 1.0, 1.0):g}"
     parts = max(settings.train.exact_parts, ranks)
     exact = ("train.reproducible=exact", f"train.exact_parts={parts}", "train.balance=equal")
-    if ranks & (ranks - 1) == 0 and settings.train.batch_size % parts == 0:
+    if ranks & (ranks - 1) == 0:
         with contextlib.suppress(ConfigError):
             load(RunConfig, config, exact)
             return Plan(config.resolve(), (*exact, watched), ranks, True, rounds, slurm)
