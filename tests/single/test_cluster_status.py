@@ -5,8 +5,8 @@ import time
 
 import pytest
 from click.testing import CliRunner
+from datasets import make_dataset
 from runs import make_run
-from test_evaluate import make_dataset
 
 from hvd_imaging.cluster import logs
 from hvd_imaging.cluster.slurm import Job
