@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
-
-from ..errors import SetupError
 
 MONITORS = {"segmentation": ("val_dice", 1.0), "classification": ("val_loss", -1.0)}
 """Task -> (metric that finds the best model, its sign: +1 if higher is better)."""
@@ -96,44 +93,3 @@ class TensorBoard:
         """What was written is on disk."""
         if self._writer is not None:
             self._writer.close()
-
-
-class MLflow:
-    """Parameters of the run and numbers of each epoch for an MLflow server; does nothing without an address.
-
-    Raises:
-        SetupError: MLflow is not installed, or the server does not take the run: asked for at the start, before anything is learned.
-    """
-
-    def __init__(self, uri: str | None, name: str, parameters: dict[str, Any]) -> None:
-        self._client: Any = None
-        if uri is None:
-            return
-        try:
-            from mlflow import MlflowClient
-        except ImportError:
-            raise SetupError("monitor.mlflow: MLflow is not installed: pip install 'hvd_imaging[mlflow]', or leave the key out") from None
-        try:
-            self._client = MlflowClient(tracking_uri=uri)
-            found = self._client.get_experiment_by_name("hvd_imaging")
-            experiment = found.experiment_id if found is not None else self._client.create_experiment("hvd_imaging")
-            self._run = self._client.create_run(experiment, run_name=name).info.run_id
-            for key, value in parameters.items():
-                self._client.log_param(self._run, key, str(value)[:500])
-        except Exception as error:
-            raise SetupError(f"monitor.mlflow={uri}: does not take the run ({str(error).splitlines()[0][:200]})") from None
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        """Every number of an epoch's record; a server that has gone does not end the training."""
-        if self._client is None:
-            return
-        with contextlib.suppress(Exception):
-            for name, value in record.items():
-                if name != "epoch" and isinstance(value, int | float):
-                    self._client.log_metric(self._run, name, float(value), step=record["epoch"])
-
-    def close(self) -> None:
-        """The run has ended."""
-        if self._client is not None:
-            with contextlib.suppress(Exception):
-                self._client.set_terminated(self._run)

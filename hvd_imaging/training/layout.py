@@ -8,7 +8,9 @@
     manifest.json     copy of the dataset's manifest  tensorboard/   plots/   evaluation-<split>.json
     architecture.json layers, where no builder makes the network (models/architecture.py)
     owner.json        the start that may write (training/owner.py)
-    ranks/            signs of life of each rank        slurm/         jobs: scripts and output (cluster/)
+    ranks/            of each rank: sign of life, samples of its machine (monitoring/record.py), log (training/events.py)
+    mlflow.json       its run on the MLflow server (monitoring/tracking.py)
+    slurm/            jobs: scripts and output (cluster/)
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ global batch, metrics are sums and counts, so the number of ranks changes speed 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -25,6 +26,7 @@ from ..errors import ConfigError, PeerError, RunError, on_all_ranks
 from ..models.spec import ModelSpec
 from ..monitoring.monitor import Monitor
 from ..monitoring.stragglers import stragglers
+from ..monitoring.tracking import MLflow
 from ..parallel.choose import settle
 from ..parallel.exchange import check_exchange, make_exchange
 from ..parallel.horovod import Horovod, is_peer_failure
@@ -35,7 +37,7 @@ from ..shards.manifest import Manifest
 from ..shards.signing import load_signed
 from ..world import host_name
 from . import checkpoint, nonfinite, run, schedule
-from .callbacks import MONITORS, MLflow, Reporter, Silent, TensorBoard
+from .callbacks import MONITORS, Reporter, Silent, TensorBoard
 from .events import EventLog, rank_log
 from .guard import ItemTrace, check_replicas, digests
 from .heartbeat import Heartbeat
@@ -100,7 +102,7 @@ def train(
                 trainer.own_log.write("leave" if summary.left else "end", step=summary.steps)
                 return summary
             except BaseException as error:
-                trainer.own_log.write("error", kind=type(error).__name__, message=str(error)[:1000])
+                trainer.failed(error)
                 raise
             finally:
                 trainer.close()
@@ -130,7 +132,9 @@ class Trainer:
         self.monitor: Monitor | None = None
         self.position: Position | None = None
         self.own_log: EventLog | None = None
-        self.boards: list[Any] = []
+        self.board: TensorBoard | None = None
+        self.tracker: MLflow | None = None
+        self.ended = False
 
         # What to learn from, and what is to learn.
         manifest = together(hvd, lambda: load_signed(config.data.dataset, config.data.public_key))
@@ -164,7 +168,8 @@ class Trainer:
         try:
             self.cache.start()
             self._begin(resume, weights_of_class)
-        except BaseException:
+        except BaseException as error:
+            self.failed(error)
             self.close()
             raise
 
@@ -195,10 +200,11 @@ class Trainer:
         self.validate_batch = make_validation_step(models.inference_model(self.model), self.spec.task)
 
         self.log = EventLog(directory, active=world.is_root)
-        self.boards = [
-            TensorBoard(directory, active=world.is_root and config.output.tensorboard),
-            MLflow(config.monitor.mlflow if world.is_root else None, directory.name, run.flatten(config.model_dump(mode="json"))),
-        ]
+        self.board = TensorBoard(directory, active=world.is_root and config.output.tensorboard)
+        origin = run.record(self.spec, world, self.files_hash, self.hosts)
+        self.tracker = together(hvd, lambda: MLflow(
+            config.monitor.mlflow if world.is_root else None, directory, run.flatten(config.model_dump(mode="json")), origin, self._say
+        ))  # fmt: skip
         self.steps = self.data.plan(0).steps
         self.last_step = config.train.max_steps or config.train.epochs * self.steps
         self.saved = self.position.total if meta else -1
@@ -208,7 +214,7 @@ class Trainer:
         self.speeds: list[float] = []
         self.log.write(
             "resume" if meta else "start", step=self.position.total, steps_per_epoch=self.steps, last_step=self.last_step,
-            **run.record(self.spec, world, self.files_hash, self.hosts),
+            **origin,
         )  # fmt: skip
         if config.parallel.compression == "auto":
             self.log.write("compression", chosen=self.compression, reason=why)
@@ -280,6 +286,7 @@ class Trainer:
             "leave" if self.leaving else "end", step=position.total, weights_sha256=sha, best=position.best.to_json(),
             stopped_early=stopped_early,
         )  # fmt: skip
+        self.ended = not self.leaving
         return Summary(self.directory, position.total, position.best, sha, stopped_early, self.leaving)
 
     def run_steps(self) -> None:
@@ -369,8 +376,8 @@ class Trainer:
                 self._keep_best({"epoch": position.epoch, "step": position.total, name: record[name]})
             record["best"] = is_best
         self.log.write("epoch", step=position.total, world_size=world.size, **record)
-        for board in self.boards:
-            board.epoch(record)
+        self.board.epoch(record)
+        self.tracker.epoch(record)
         self.report.epoch(record)
         if whole:
             position.epoch, position.step = position.epoch + 1, 0
@@ -462,14 +469,21 @@ class Trainer:
         if self.heart is not None:
             self.heart.mark(event, self.position.total)
 
+    def failed(self, error: BaseException) -> None:
+        """Into this rank's log; where even that can not be written, the error itself is the news."""
+        with contextlib.suppress(OSError):
+            self.own_log.write("error", kind=type(error).__name__, message=str(error)[:1000])
+
     def close(self) -> None:
         """End the threads; what is being written is finished."""
         if self.heart is not None:
             self.heart.close()
         if self.monitor is not None:
             self.monitor.close()
-        for board in self.boards:
-            board.close()
+        if self.board is not None:
+            self.board.close()
+        if self.tracker is not None:
+            self.tracker.close(whole=self.ended)
         self.writer.wait()
         self.cache.close()
 
@@ -477,7 +491,8 @@ class Trainer:
         """Of the caches: each rank's own, as each node has its own memory and disk."""
         print(f"hvd-imaging: warning: rank {self.world.rank}: {message}", file=sys.stderr)
         if self.own_log is not None:
-            self.own_log.write("warning", message=message)
+            with contextlib.suppress(OSError):
+                self.own_log.write("warning", message=message)
 
     def _stalled(self, message: str) -> None:
         # In the heartbeat's thread: the main one hangs in a collective call and would never see an exception.

@@ -1,6 +1,7 @@
 """What a rank says of its machine: read from the real one, written, summed up; and who is slow."""
 
 import json
+import os
 import sys
 import time
 import types
@@ -10,13 +11,12 @@ import pytest
 
 from hvd_imaging.config import MonitorConfig, RunConfig, check
 from hvd_imaging.errors import ConfigError, SetupError
-from hvd_imaging.monitoring import record
+from hvd_imaging.monitoring import record, tracking
 from hvd_imaging.monitoring.monitor import Monitor
 from hvd_imaging.monitoring.power import Power, energy_counters, guess, watts_between
 from hvd_imaging.monitoring.prometheus import page, parse_target
 from hvd_imaging.monitoring.sampler import Sampler
 from hvd_imaging.monitoring.stragglers import stragglers
-from hvd_imaging.training.callbacks import MLflow
 from hvd_imaging.world import World
 
 
@@ -162,8 +162,10 @@ def test_where_prometheus_may_read():
         check(RunConfig, {"data": {"dataset": "d"}, "model": {"name": "unet3d"}, "monitor": {"prometheus": "9400"}}, "t")
 
 
-def test_mlflow_gets_parameters_and_epochs(monkeypatch):
-    said = []
+@pytest.fixture
+def server(monkeypatch):
+    """A stand-in of MLflow's client; what it was told, and how to let it fail."""
+    said, broken = [], []
 
     class Client:
         def __init__(self, tracking_uri):
@@ -171,18 +173,55 @@ def test_mlflow_gets_parameters_and_epochs(monkeypatch):
 
         def __getattr__(self, name):
             def call(*args, **values):
+                if broken:
+                    raise broken[0]
                 said.append((name, *args, *values.values()))
                 return None if name == "get_experiment_by_name" else types.SimpleNamespace(info=types.SimpleNamespace(run_id="r"))
 
             return call
 
+    entity = lambda *values: values  # noqa: E731
+    for name in tracking._MANNERS:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, os.environ.get(name, ""))  # what the test sets does not outlive it
+        monkeypatch.delenv(name)
     monkeypatch.setitem(sys.modules, "mlflow", types.SimpleNamespace(MlflowClient=Client))
-    board = MLflow("http://server", "runs-a", {"train.epochs": 3})
-    board.epoch({"epoch": 2, "loss": 0.5, "best": True, "name": "x"})
+    monkeypatch.setitem(sys.modules, "mlflow.entities", types.SimpleNamespace(Metric=entity, Param=entity, RunTag=entity))
+    return types.SimpleNamespace(said=said, broken=broken)
+
+
+def test_mlflow_gets_parameters_origin_and_epochs(server, tmp_path):
+    run = tmp_path / "runs-a"
+    run.mkdir()
+    parameters = {"train.epochs": 3} | {f"key{n}": n for n in range(150)}
+    board = tracking.MLflow("http://server", run, parameters, {"job_id": "7", "hosts": ["a", "b"]}, quiet)
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    board.epoch({"epoch": 2, "loss": 0.5, "best": True, "name": "x", "val_dice": float("nan")})
     board.close()
-    assert said[0] == "http://server" and ("log_param", "r", "train.epochs", "3") in said
-    assert ("log_metric", "r", "loss", 0.5, 2) in said and said[-1] == ("set_terminated", "r")
-    MLflow(None, "a", {}).epoch({"epoch": 0, "loss": 1.0})
+    sent = [call for call in server.said if call[0] == "log_batch"]
+    assert sent[0][1:2] == ("r",) and sent[0][2][0] == ("train.epochs", "3") and [len(call[2]) for call in sent] == [100, 51, 2, 2]
+    assert sent[2][2] == [("job_id", "7"), ("hosts", '["a", "b"]')]
+    assert [(key, value, step) for key, value, _, step in sent[3][2]] == [("loss", 0.5, 2), ("best", 1.0, 2)]
+    assert server.said[-1] == ("set_terminated", "r", "FINISHED")
+    # Resumed: the same run of the server, its parameters as they were.
+    server.said.clear()
+    tracking.MLflow("http://server", run, parameters, {}, quiet).close(whole=False)
+    assert server.said == ["http://server", ("update_run", "r", "RUNNING"), ("set_terminated", "r", "KILLED")]
+
+
+def test_mlflow_that_is_away(server, tmp_path, monkeypatch):
+    said = []
+    board = tracking.MLflow("http://server", tmp_path, {}, {}, said.append)
+    server.broken.append(ConnectionError("no route"))
+    for epoch in range(3):
+        board.epoch({"epoch": epoch, "loss": 1.0})
+    board.close()
+    assert len(said) == 1 and said[0].endswith("the run goes on")
+    with pytest.raises(SetupError, match="monitor.mlflow=http://other: does not take the run: no route"):
+        tracking.MLflow("http://other", tmp_path, {}, {}, quiet)
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(SetupError, match=r"MLflow is not installed: pip install 'hvd_imaging\[mlflow\]'"):
-        MLflow("http://server", "a", {})
+        tracking.MLflow("http://server", tmp_path, {}, {}, quiet)
+    nobody = tracking.MLflow(None, tmp_path, {}, {}, quiet)
+    nobody.epoch({"epoch": 0, "loss": 1.0})
+    nobody.close()
