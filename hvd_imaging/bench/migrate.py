@@ -198,7 +198,13 @@ def _run(folder: Path, plan: Plan, name: str, options: Sequence[str], many: bool
     if many and plan.slurm:
         asked = ["submit", str(plan.config), "--nodes", str(plan.ranks), "--ntasks-per-node", "1", "--run-dir", name, *sets, "--json"]
         _product(folder, asked)
-        _wait(folder, name, clock)
+        try:
+            _wait(folder, name, clock)
+        except BaseException:
+            # Nobody waits for the job any more.
+            with contextlib.suppress(HvdImagingError):
+                _product(folder, ["cancel", name])
+            raise
     else:
         _product(folder, ["launch", "-np", str(plan.ranks), "--", *words] if many else words)
     wall = time.monotonic() - clock

@@ -216,3 +216,26 @@ def test_what_can_not_be_compared_is_refused_before_any_work(tmp_path):
     with pytest.raises(ConfigError, match="holds runs already"):
         measure(ranks=2, slurm=True, work=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+@pytest.mark.parametrize("last", ["done", "failed"])
+def test_a_slurm_job_is_waited_for_and_a_failed_one_is_not_left_in_the_queue(tmp_path, monkeypatch, last):
+    from hvd_imaging.bench import migrate
+
+    asked, states = [], ["waiting", "running", last]
+
+    def product(folder, arguments):
+        asked.append(arguments[0])
+        return json.dumps({"state": states.pop(0)}) if arguments[0] == "status" else ""
+
+    monkeypatch.setattr(migrate, "_product", product)
+    monkeypatch.setattr(migrate, "_POLL_S", 0)
+    plan = migrate.Plan(tmp_path / "run.yaml", (), ranks=2, exact=True, rounds=1, slurm=True)
+    if last == "done":
+        run_folder(tmp_path / "runs" / "ranks-1")
+        assert migrate._run(tmp_path, plan, "runs/ranks-1", (), many=True).weights == "ab"
+        assert asked == ["submit", *["status"] * 3, "evaluate"]
+    else:
+        with pytest.raises(HvdImagingError, match="the job has failed; see `hvd-imaging logs"):
+            migrate._run(tmp_path, plan, "runs/ranks-1", (), many=True)
+        assert asked == ["submit", *["status"] * 3, "cancel"]
