@@ -18,7 +18,7 @@ if [ ! -e "$policy" ]; then
 fi
 PATH=$PATH:/usr/sbin
 wanted=()
-for pair in redis-server:redis-server openssl:openssl tc:iproute2 shellcheck:shellcheck sbatch:slurm-wlm munged:munge; do
+for pair in redis-server:redis-server openssl:openssl tc:iproute2 shellcheck:shellcheck sbatch:slurm-wlm munged:munge chromium:chromium; do
   command -v "${pair%%:*}" >/dev/null || wanted+=("${pair#*:}")
 done
 command -v Orthanc >/dev/null || wanted+=(orthanc orthanc-dicomweb)

@@ -35,15 +35,22 @@ Examples:
   hvd-imaging train run.yaml
   hvd-imaging init compress-segmentation -o recipe.yaml
   hvd-imaging compress runs/segmentation --recipe recipe.yaml --out small
+  hvd-imaging init prices -o prices.yaml      for `report` and `plan`; its numbers are examples
 """
 )
-@click.argument("task", type=click.Choice([*STARTS, *(f"{RECIPE}{task}" for task in STARTS)]))
+@click.argument("task", type=click.Choice([*STARTS, *(f"{RECIPE}{task}" for task in STARTS), "prices"]))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write here instead of to the terminal.")
 @click.option("--dataset", help="The dataset folder to train on.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 def command(task: str, output: Path | None, dataset: str | None, force: bool) -> None:
-    """Write a commented configuration for TASK, with every key; or a recipe for `hvd-imaging compress`."""
-    if task.startswith(RECIPE):
+    """Write a commented configuration for TASK, with every key; or a recipe for `hvd-imaging compress`, or a price file."""
+    if dataset is not None and task == "prices":
+        from ..errors import ConfigError
+
+        raise ConfigError("--dataset: a price file names no dataset")
+    if task == "prices":
+        text, following = render_prices(), "report RUN_DIR --prices"
+    elif task.startswith(RECIPE):
         from ..compression.recipe import TEMPLATES
 
         if dataset is not None:
@@ -75,6 +82,14 @@ def render(task: str, dataset: str | None = None) -> str:
         values["data"]["dataset"] = dataset
     head = f"# hvd-imaging, {task}. Keys that you leave out keep the value shown here.\n"
     return head + "\n".join(_lines(check(RunConfig, values, "init"), 0)) + "\n"
+
+
+def render_prices() -> str:
+    """The price file with its example numbers."""
+    from ..planning.prices import Prices
+
+    head = "# Prices for `hvd-imaging report` and `plan`. ALL NUMBERS ARE INVENTED EXAMPLES: put in your own.\n"
+    return head + "\n".join(_lines(Prices(), 0)) + "\n"
 
 
 def _lines(section: Section, indent: int) -> list[str]:

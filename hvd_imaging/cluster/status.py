@@ -158,7 +158,8 @@ def summarize(
         left = max(total - step, 0) * sum(pace) / len(pace) if pace else None
     epoch = None
     if step is not None and per_epoch:
-        epoch = min(step // per_epoch + 1, config.train.epochs if config else step // per_epoch + 1)
+        # The one that is begun; at the end the last one.
+        epoch = -(-step // per_epoch) if total is not None and step >= total else step // per_epoch + 1
     names = ("loss", "accuracy", "val_loss", "val_dice", "val_accuracy")
     checkpoints = [event["step"] for event in events if event["event"] == "checkpoint"]
     since = newest.get("time", "")

@@ -65,3 +65,14 @@ def test_any_folder_name_survives(name, tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(render("segmentation", name), encoding="utf-8")
     assert config.load(RunConfig, path).data.dataset == name
+
+
+def test_a_price_file_loads_back_and_says_that_it_is_made_up(tmp_path):
+    from hvd_imaging.config import load
+    from hvd_imaging.planning.prices import Prices
+
+    path = tmp_path / "prices.yaml"
+    assert CliRunner().invoke(command, ["prices", "-o", str(path)], catch_exceptions=False).exit_code == 0
+    assert load(Prices, path) == Prices() and "INVENTED EXAMPLES" in path.read_text()
+    with pytest.raises(ConfigError, match="a price file names no dataset"):
+        CliRunner().invoke(command, ["prices", "--dataset", "d"], catch_exceptions=False)
