@@ -30,14 +30,15 @@ class Monitor:
         say: called with a warning.
 
     Attributes:
-        cpu_s: CPU seconds that the samples took.
+        samples: taken so far, and
+        cpu_s: CPU seconds that they took.
     """
 
     def __init__(
         self, run_dir: Path, world: World, host: str, config: MonitorConfig, step: Callable[[], int], say: Callable[[str], None]
     ) -> None:
         self._path, self._config, self._step = path_of(run_dir, world.rank), config, step
-        self._stop, self._exporter, self.cpu_s = threading.Event(), None, 0.0
+        self._stop, self._exporter, self.cpu_s, self.samples = threading.Event(), None, 0.0, 0
         self._thread: threading.Thread | None = None
         if not config.seconds:
             return
@@ -46,13 +47,15 @@ class Monitor:
                 self._exporter = Exporter(parse_target(config.prometheus), run_dir.name, world.rank, world.local_rank)
             except OSError as error:
                 say(f"monitor.prometheus={config.prometheus}: {error.strerror or error}; the run goes on without it")
-        self._sampler = Sampler(world, host, Power(config.idle_watts, config.busy_watts))
         self._since = time.monotonic()
-        self._path.parent.mkdir(exist_ok=True)
-        with contextlib.suppress(OSError):
-            if self._path.exists() and not self._path.read_bytes().endswith(b"\n"):
-                with open(self._path, "ab") as file:
-                    file.write(b"\n")  # a killed process left half a line
+        try:
+            self._sampler = Sampler(world, host, Power(config.idle_watts, config.busy_watts))
+            self._path.parent.mkdir(exist_ok=True)
+            self._lines = _continue(self._path)
+        except Exception as error:
+            say(f"monitor: this machine can not be watched ({type(error).__name__}: {error}); the run goes on without samples")
+            self._withdraw()
+            return
         self._thread = threading.Thread(target=self._work, name="monitor", daemon=True)
         self._thread.start()
 
@@ -63,15 +66,16 @@ class Monitor:
         self._stop.set()
         self._thread.join()
         self._take()
+        self._withdraw()
+
+    def _withdraw(self) -> None:
         if self._exporter is not None:
             with contextlib.suppress(OSError):
                 self._exporter.close()
 
     def _work(self) -> None:
-        lines = 0
-        while not self._stop.wait(pause(self._config.seconds, lines)):
+        while not self._stop.wait(pause(self._config.seconds, self._lines + self.samples)):
             self._take()
-            lines += 1
 
     def _take(self) -> None:
         began = time.thread_time()
@@ -86,5 +90,17 @@ class Monitor:
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
             if self._exporter is not None:
-                self._exporter.publish(values)
+                self._exporter.publish({**values, "unix": round(time.time(), 3)})
+        self.samples += 1
         self.cpu_s += time.thread_time() - began
+
+
+def _continue(path: Path) -> int:
+    """Lines of earlier starts in a file; half a line of a killed one is closed."""
+    if not path.exists():
+        return 0
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        with open(path, "ab") as file:
+            file.write(b"\n")
+    return data.count(b"\n")

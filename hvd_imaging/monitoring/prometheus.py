@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.server
+import re
+import socketserver
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,7 +25,10 @@ _METRICS = {
     "net_in_bps": ("hvd_imaging_host_received_bytes_per_second", "received by the host"),
     "net_out_bps": ("hvd_imaging_host_sent_bytes_per_second", "sent by the host"),
     "watts": ("hvd_imaging_host_power_watts", "power of the host"),
+    "rdma_in_bps": ("hvd_imaging_host_rdma_received_bytes_per_second", "received by the host's RDMA adapters"),
+    "rdma_out_bps": ("hvd_imaging_host_rdma_sent_bytes_per_second", "sent by the host's RDMA adapters"),
     "step": ("hvd_imaging_step", "global step"),
+    "unix": ("hvd_imaging_sample_time_seconds", "when the sample was taken, Unix time; an old one: the rank has died"),
 }
 
 
@@ -79,10 +84,12 @@ class Exporter:
 
     def __init__(self, target: Target, run: str, rank: int, local_rank: int) -> None:
         self._run, self._text = run, ""
-        self._file = target.folder / f"hvd_imaging-{rank:05d}.prom" if target.folder is not None else None
+        # Several runs may share a host.
+        name = re.sub(r"[^\w.-]", "_", f"hvd_imaging-{run}-{rank:05d}.prom")
+        self._file = target.folder / name if target.folder is not None else None
         self._server: http.server.ThreadingHTTPServer | None = None
         if self._file is None:
-            self._server = http.server.ThreadingHTTPServer((target.address, target.port + local_rank), _handler(lambda: self._text))
+            self._server = _Server((target.address, target.port + local_rank), _handler(lambda: self._text))
             self._server.daemon_threads = True
             threading.Thread(target=self._server.serve_forever, name="prometheus", daemon=True).start()
 
@@ -99,6 +106,12 @@ class Exporter:
             self._server.server_close()
         if self._file is not None:
             self._file.unlink(missing_ok=True)
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    def server_bind(self) -> None:
+        """Without asking the name service for the host's own name: where that is slow, training would begin late."""
+        socketserver.TCPServer.server_bind(self)
 
 
 def _handler(text: Callable[[], str]) -> type[http.server.BaseHTTPRequestHandler]:

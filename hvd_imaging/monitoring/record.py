@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = "ranks"
+_NUMBERS = (
+    "seconds", "cpu", "rss_bytes", "disk_read_bps", "disk_write_bps", "host_cpu", "host_memory", "net_in_bps", "net_out_bps",
+    "rdma_in_bps", "rdma_out_bps", "watts",
+)  # fmt: skip
 LINES = 8640
 """After so many (a day at 10 s) the pause between two samples doubles: a run of a month leaves some MB a rank."""
 
@@ -34,9 +38,19 @@ def read(run_dir: str | Path) -> list[dict[str, Any]]:
                 sample = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(sample, dict) and isinstance(sample.get("rank"), int) and isinstance(sample.get("time"), str):
+            if _is_sample(sample):
                 found.append(sample)
     return sorted(found, key=lambda sample: sample["time"])
+
+
+def _is_sample(sample: Any) -> bool:
+    if not (isinstance(sample, dict) and isinstance(sample.get("rank"), int)):
+        return False
+    try:
+        when = datetime.datetime.fromisoformat(sample["time"])
+    except (KeyError, TypeError, ValueError):
+        return False
+    return when.tzinfo is not None and all(isinstance(sample.get(key), int | float | None) for key in _NUMBERS)
 
 
 @dataclass(frozen=True)
@@ -66,7 +80,8 @@ class HostUse:
 
     Attributes:
         cpu, memory: busy shares, 0..1.
-        net_bytes: received and sent.
+        net_bytes: received and sent by its cards.
+        rdma_bytes: by InfiniBand and RoCE adapters, None without any.
         watt_hours: energy while the run was on.
         known: how the power is known: rapl, nvml, estimate.
         seconds: that were watched.
@@ -76,6 +91,7 @@ class HostUse:
     cpu: float
     memory: float
     net_bytes: float
+    rdma_bytes: float | None
     watt_hours: float
     known: str
     seconds: float
@@ -121,6 +137,7 @@ def summary(samples: Iterable[Mapping[str, Any]]) -> Use:
         tuple(
             HostUse(
                 host, _mean(rows, "host_cpu"), _mean(rows, "host_memory"), _total(rows, "net_in_bps") + _total(rows, "net_out_bps"),
+                _total(rows, "rdma_in_bps") + _total(rows, "rdma_out_bps") if any(sample.get("rdma_in_bps") is not None for sample, _ in rows) else None,
                 _total(rows, "watts") / 3600, str(rows[-1][0].get("watts_from", "")), sum(span for _, span in rows),
             )
             for host, rows in sorted(hosts.items())

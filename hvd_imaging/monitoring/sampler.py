@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import psutil
 
 from ..world import World
+from .network import devices, rdma_counters
 from .power import Power
 
 
@@ -42,8 +43,8 @@ class Sampler:
         values: dict[str, Any] = {
             "rank": self._world.rank, "host": self._host, "pid": self._process.pid, "cpu": rate("cpu"), "threads": self._process.num_threads(),
             "rss_bytes": self._process.memory_info().rss, "disk_read_bps": rate("read"), "disk_write_bps": rate("written"),
-            "host_cpu": None, "host_memory": None, "net_in_bps": None, "net_out_bps": None, "lo_bps": None, "gpu": [], "watts": None,
-            "watts_from": None,
+            "host_cpu": None, "host_memory": None, "net_in_bps": None, "net_out_bps": None, "lo_bps": None,
+            "rdma_in_bps": None, "rdma_out_bps": None, "gpu": [], "watts": None, "watts_from": None,
         }  # fmt: skip
         if not self._speaks:
             return values
@@ -53,7 +54,8 @@ class Sampler:
         watts, known = self._power.watts(busy, sum(gpu["watts"] for gpu in gpus) if gpus else None)
         return values | {
             "host_cpu": round(busy, 4), "host_memory": round(psutil.virtual_memory().percent / 100, 4), "net_in_bps": rate("in"),
-            "net_out_bps": rate("out"), "lo_bps": rate("lo"), "gpu": gpus, "watts": round(watts, 1), "watts_from": known,
+            "net_out_bps": rate("out"), "lo_bps": rate("lo"), "rdma_in_bps": rate("rdma_in"), "rdma_out_bps": rate("rdma_out"),
+            "gpu": gpus, "watts": round(watts, 1), "watts_from": known,
         }  # fmt: skip
 
     def _counters(self) -> dict[str, Any]:
@@ -66,13 +68,25 @@ class Sampler:
             found |= {"read": io.read_bytes, "written": io.write_bytes}
         if self._speaks:
             times = psutil.cpu_times()
-            found |= {"total": sum(times), "idle": times.idle + getattr(times, "iowait", 0.0)}
+            # Linux counts the time of virtual machines as user time too.
+            twice = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
+            found |= {"total": sum(times) - twice, "idle": times.idle + getattr(times, "iowait", 0.0)}
             with contextlib.suppress(OSError):
                 cards = psutil.net_io_counters(pernic=True)
-                outside = [card for name, card in cards.items() if name != "lo"]
+                outside = [cards[name] for name in devices(cards)]
                 found |= {"in": sum(card.bytes_recv for card in outside), "out": sum(card.bytes_sent for card in outside)}
                 found["lo"] = cards["lo"].bytes_sent if "lo" in cards else None
+            if (rdma := rdma_counters()) is not None:
+                found["rdma_in"], found["rdma_out"] = rdma
         return found
+
+
+def visible_gpus(environ: Mapping[str, str]) -> list[int] | None:
+    """Numbers of the host's GPUs that the job was given; None: not known. Pure."""
+    # A rank may be bound to one of its host's GPUs; the one rank that speaks for the host tells all of the job's.
+    text = environ.get("SLURM_JOB_GPUS") or environ.get("CUDA_VISIBLE_DEVICES")
+    parts = [part.strip() for part in (text or "").split(",")]
+    return [int(part) for part in parts] if all(part.isdigit() for part in parts) else None
 
 
 def open_gpus() -> Callable[[], list[dict[str, Any]]] | None:
@@ -81,22 +95,21 @@ def open_gpus() -> Callable[[], list[dict[str, Any]]] | None:
         import pynvml
     except ImportError:
         return None
+    cards = {}
     try:
         pynvml.nvmlInit()
-        cards = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            with contextlib.suppress(pynvml.NVMLError):  # of another job
+                cards[index] = pynvml.nvmlDeviceGetHandleByIndex(index)
     except pynvml.NVMLError:
         return None
-    # Of a shared host only those that the job was given.
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        wanted = {int(part) for part in visible.split(",") if part.strip().isdigit()}
-        numbered = [(index, card) for index, card in enumerate(cards) if index in wanted]
-    else:
-        numbered = list(enumerate(cards))
+    # Where the job sees its own GPUs only, they are numbered anew.
+    wanted = [index for index in visible_gpus(os.environ) or () if index in cards] or list(cards)
 
     def read() -> list[dict[str, Any]]:
         found = []
-        for index, card in numbered:
+        for index in wanted:
+            card = cards[index]
             with contextlib.suppress(pynvml.NVMLError):
                 found.append({
                     "index": index, "util": pynvml.nvmlDeviceGetUtilizationRates(card).gpu / 100,
@@ -104,4 +117,4 @@ def open_gpus() -> Callable[[], list[dict[str, Any]]] | None:
                 })  # fmt: skip
         return found
 
-    return read if numbered else None
+    return read if wanted else None

@@ -7,12 +7,14 @@ import time
 import types
 import urllib.request
 
+import psutil
 import pytest
 
 from hvd_imaging.config import MonitorConfig, RunConfig, check
 from hvd_imaging.errors import ConfigError, SetupError
 from hvd_imaging.monitoring import record, tracking
 from hvd_imaging.monitoring.monitor import Monitor
+from hvd_imaging.monitoring.network import devices, rdma_counters
 from hvd_imaging.monitoring.power import Power, energy_counters, guess, watts_between
 from hvd_imaging.monitoring.prometheus import page, parse_target
 from hvd_imaging.monitoring.sampler import Sampler
@@ -22,6 +24,13 @@ from hvd_imaging.world import World
 
 def quiet(message):
     raise AssertionError(message)
+
+
+def wait_for(what):
+    until = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 def test_a_busy_rank_is_seen_as_busy():
@@ -64,16 +73,95 @@ def test_samples_are_written_and_read_again(tmp_path):
     path.parent.mkdir()
     path.write_text('{"time": "half')  # a killed start
     monitor = Monitor(tmp_path, World(), "n1", MonitorConfig(seconds=0.02), lambda: 7, quiet)
-    while path.read_text().count("\n") < 4:
-        time.sleep(0.01)
+    wait_for(lambda: path.read_text().count("\n") >= 4)
     monitor.close()
     found = record.read(tmp_path)
-    assert len(found) >= 4 and {sample["step"] for sample in found} == {7} and found[-1]["seconds"] > 0
+    assert len(found) == monitor.samples >= 3 and {sample["step"] for sample in found} == {7} and found[-1]["seconds"] > 0
     use = record.summary(found)
     assert use.ranks[0].samples == len(found) and use.ranks[0].host == use.hosts[0].host == "n1"
     assert use.watt_hours > 0 and 0 < monitor.cpu_s < 1
     Monitor(tmp_path / "off", World(), "n1", MonitorConfig(seconds=0), lambda: 0, quiet).close()
     assert not (tmp_path / "off").exists()
+
+
+def test_a_machine_that_can_not_be_watched(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(psutil, "cpu_times", lambda: 1 / 0)
+    monitor = Monitor(tmp_path, World(), "n1", MonitorConfig(), lambda: 7, said.append)
+    monitor.close()
+    assert said == ["monitor: this machine can not be watched (ZeroDivisionError: division by zero); the run goes on without samples"]
+
+
+def test_what_is_no_sample_is_left_out(tmp_path):
+    good = {"time": "2026-11-24T01:00:00+00:00", "seconds": 10, "rank": 0, "host": "n1", "cpu": None}
+    odd = [{"time": "yesterday"}, {"time": "2026-11-24T01:00:00"}, {"time": None}, {"rank": "0"}, {"cpu": "much"}, {"seconds": []}]
+    lines = [json.dumps(good | values) for values in ({}, *odd)] + ["[1]", "null", '{"rank": 0', "\0\0"]
+    (tmp_path / "ranks").mkdir()
+    record.path_of(tmp_path, 0).write_text("\n".join(lines))
+    assert record.read(tmp_path) == [good] and record.summary([good]).ranks[0].cpu == 0
+
+
+class Nvml(types.ModuleType):
+    """Four GPUs, the second one of another job."""
+
+    class NVMLError(Exception):
+        pass
+
+    def nvmlInit(self):
+        pass
+
+    def nvmlDeviceGetCount(self):
+        return 4
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        if index == 1:
+            raise self.NVMLError
+        return index
+
+    def nvmlDeviceGetUtilizationRates(self, card):
+        return types.SimpleNamespace(gpu=50)
+
+    def nvmlDeviceGetMemoryInfo(self, card):
+        return types.SimpleNamespace(used=1 << 30)
+
+    def nvmlDeviceGetPowerUsage(self, card):
+        return 200_000 + 1000 * card
+
+
+@pytest.mark.parametrize(
+    ("variables", "cards"),
+    [
+        ({}, [0, 2, 3]),
+        ({"CUDA_VISIBLE_DEVICES": "2"}, [2]),
+        ({"CUDA_VISIBLE_DEVICES": "2", "SLURM_JOB_GPUS": "2,3"}, [2, 3]),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-8932f937"}, [0, 2, 3]),
+        ({"SLURM_JOB_GPUS": "6,7"}, [0, 2, 3]),  # numbered anew inside the job
+    ],
+)
+def test_gpus_of_the_job(monkeypatch, variables, cards):
+    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_GPUS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(sys.modules, "pynvml", Nvml("pynvml"))
+    found = Sampler(World(), "n1", Power(10, 10)).sample()
+    assert [gpu["index"] for gpu in found["gpu"]] == cards
+    assert found["gpu"][0] == {"index": cards[0], "util": 0.5, "memory_bytes": 1 << 30, "watts": 200.0 + cards[0]}
+    assert found["watts_from"].endswith("+nvml") and found["watts"] >= 200 * len(cards)
+
+
+def test_cards_count_once_and_rdma_by_itself(tmp_path):
+    for name in ("eth0", "eth1"):
+        (tmp_path / name / "device").mkdir(parents=True)
+    (tmp_path / "bond0").mkdir()
+    assert devices(["lo", "bond0", "eth0", "eth1"], tmp_path) == ["eth0", "eth1"]
+    assert devices(["lo", "veth1"], tmp_path) == ["veth1"] and rdma_counters(tmp_path) is None
+    for adapter in ("mlx5_0", "mlx5_1"):
+        counters = tmp_path / adapter / "ports" / "1" / "counters"
+        counters.mkdir(parents=True)
+        (counters / "port_rcv_data").write_text("100\n")
+        (counters / "port_xmit_data").write_text("25\n")
+    assert rdma_counters(tmp_path) == (800, 200)
 
 
 def test_a_summary_by_hand():
@@ -89,7 +177,7 @@ def test_a_summary_by_hand():
     ])  # fmt: skip
     assert found.watt_hours == pytest.approx((100 + 200 + 300) * 60 / 3600)
     (host,) = found.hosts
-    assert (host.seconds, host.known, host.net_bytes) == (180, "rapl", 60 * 60) and host.cpu == pytest.approx(2.5 / 3)
+    assert (host.seconds, host.known, host.net_bytes, host.rdma_bytes) == (180, "rapl", 60 * 60, None) and host.cpu == pytest.approx(2.5 / 3)
     first, second = found.ranks
     assert first.cpu == pytest.approx(5 / 3) and first.peak_bytes == 6000 and first.disk_read_bytes == 120 and first.gpu is None
     assert second.cpu == 0.5 and record.summary([]).watt_hours == 0
@@ -125,13 +213,14 @@ def test_who_is_slow(compute, samples, slow):
 def test_prometheus_reads_a_file_and_a_port(tmp_path):
     folder = tmp_path / "node exporter"
     folder.mkdir()
+    (tmp_path / "run").mkdir()
     config = check(MonitorConfig, {"seconds": 0.02, "prometheus": f"textfile:{folder}"}, "t")
-    monitor = Monitor(tmp_path / "run", World(), "n1", config, lambda: 7, quiet) if (tmp_path / "run").mkdir() is None else None
-    path = folder / "hvd_imaging-00000.prom"
-    while not path.exists():
-        time.sleep(0.01)
+    monitor = Monitor(tmp_path / "run", World(), "n1", config, lambda: 7, quiet)
+    path = folder / "hvd_imaging-run-00000.prom"
+    wait_for(path.exists)
     text = path.read_text()
     assert '# TYPE hvd_imaging_step gauge\nhvd_imaging_step{run="run",rank="0",host="n1"} 7\n' in text and "hvd_imaging_resident_bytes{" in text
+    assert abs(float(text.split("hvd_imaging_sample_time_seconds{")[1].split()[1]) - time.time()) < 600
     monitor.close()
     assert not path.exists()
 
@@ -139,12 +228,12 @@ def test_prometheus_reads_a_file_and_a_port(tmp_path):
 
     port = free_port()
     monitor = Monitor(tmp_path / "run", World(), "n1", MonitorConfig(seconds=0.02, prometheus=f"port:{port}"), lambda: 8, quiet)
-    text = ""
-    while "hvd_imaging_step" not in text:
+    def scraped():
         with urllib.request.urlopen(f"http://localhost:{port}/metrics", timeout=5) as answer:
             assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
-            text = answer.read().decode()
-    assert 'hvd_imaging_step{run="run",rank="0",host="n1"} 8' in text
+            return answer.read().decode()
+
+    wait_for(lambda: 'hvd_imaging_step{run="run",rank="0",host="n1"} 8' in scraped())
     said = []
     second = Monitor(tmp_path / "run", World(), "n1", MonitorConfig(seconds=9, prometheus=f"port:{port}"), lambda: 8, said.append)
     assert len(said) == 1 and said[0].endswith("the run goes on without it")
