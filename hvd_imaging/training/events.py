@@ -41,22 +41,46 @@ def rank_log(run_dir: Path, rank: int) -> EventLog:
     return EventLog(run_dir, name=f"ranks/log-{rank:05d}.jsonl")
 
 
-def read_events(run_dir: str | Path) -> list[dict[str, Any]]:
-    """All whole events of a run; half lines of a killed process are left out."""
+_WHOLE = ("step", "epoch", "world_size", "steps_per_epoch", "last_step", "rank", "restart_count", "attempt")
+_NUMBERS = ("seconds", "samples_per_second", "ratio", "loss", "val_loss", "learning_rate")
+_LISTS = ("hosts", "input_seconds", "compute_seconds", "exchange_seconds", "shares")
+
+
+def sound(event: Any) -> bool:
+    """Whether a parsed line is an event: with a name and a time, and values that its readers can calculate with. Pure."""
+    if not (isinstance(event, dict) and isinstance(event.get("event"), str)):
+        return False
+    try:
+        aware = "time" not in event or datetime.datetime.fromisoformat(event["time"]).tzinfo is not None
+    except (TypeError, ValueError):
+        return False
+    if not aware or any(not isinstance(event.get(key), int | None) for key in _WHOLE) or not isinstance(event.get("epoch", 0), int):
+        return False
+    if any(not isinstance(event.get(key), int | float | None) for key in _NUMBERS):
+        return False
+    if event["event"] == "ranks":
+        return all(isinstance(event.get(key), list) for key in _LISTS[:4]) and all(
+            isinstance(value, int | float) for key in _LISTS[1:4] for value in event[key]
+        )
+    return isinstance(event.get("hosts"), list | None) and all(isinstance(event.get(key), int | float | None) for key in _LISTS[1:4])
+
+
+def read_events(run_dir: str | Path, name: str = NAME) -> list[dict[str, Any]]:
+    """All whole events of a run, or of another log of it; half lines of a killed process are left out."""
     events = []
-    path = Path(run_dir) / NAME
+    path = Path(run_dir) / name
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 event = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(event, dict):
+            if sound(event):
                 events.append(event)
     return events
 
 
 def epoch_records(run_dir: str | Path) -> list[dict[str, Any]]:
     """The last record of each epoch in order: a resumed run repeats the epoch that it was killed in."""
-    records = {event["epoch"]: event for event in read_events(run_dir) if event.get("event") == "epoch"}
+    records = {event["epoch"]: event for event in read_events(run_dir) if event["event"] == "epoch" and "epoch" in event}
     return [records[epoch] for epoch in sorted(records)]

@@ -14,8 +14,10 @@ import yaml
 from datasets import make_dataset
 from mpi_tools import mpirun
 
+from hvd_imaging.monitoring import record
 from hvd_imaging.training import checkpoint
-from hvd_imaging.training.events import epoch_records
+from hvd_imaging.training.events import epoch_records, read_events
+from hvd_imaging.world import host_name
 
 pytestmark = pytest.mark.mpi
 
@@ -146,6 +148,30 @@ def test_resume_on_two_ranks_is_exact_to_the_bit(folder, world):
     parts = json.loads(done.stdout.splitlines()[-1])
     assert whole["steps"] == parts["steps"] > 5
     assert whole["weights_sha256"] == parts["weights_sha256"]
+    left_by_each_rank(folder / "whole", starts=1)
+    left_by_each_rank(folder / "parts", starts=2)
+
+
+def left_by_each_rank(run, starts):
+    """Samples, logs and times of two ranks on this host."""
+    host = host_name()
+    begun = [event for event in read_events(run) if event["event"] in ("start", "resume")]
+    assert len(begun) == starts and all(event["hosts"] == [host, host] and event["job_id"] is None for event in begun)
+    of_ranks = [event for event in read_events(run) if event["event"] == "ranks"]
+    assert {event["epoch"] for event in of_ranks} == {0, 1, 2}
+    for event in of_ranks:
+        assert event["hosts"] == [host, host] and all(len(event[f"{name}_seconds"]) == 2 for name in ("input", "compute", "exchange"))
+        assert min(event["compute_seconds"]) > 0
+    # 10 patches in batches of 3, 3, 3, 1: the last rank takes what is left over.
+    assert of_ranks[-1]["samples"] == [3, 7]
+    samples = record.read(run)
+    assert {sample["rank"] for sample in samples} == {0, 1} and len({sample["pid"] for sample in samples if sample["rank"] == 1}) == starts
+    # One of the two speaks for the host.
+    assert [host.host for host in record.summary(samples).hosts] == [host]
+    assert all((sample["watts"] is None) == (sample["rank"] == 1) for sample in samples)
+    for rank in (0, 1):
+        said = [line["event"] for line in read_events(run, f"ranks/log-{rank:05d}.jsonl")]
+        assert said.count("start") == said.count("end") == starts and said.count("epoch") >= 3
 
 
 def test_more_ranks_than_samples_is_one_message(folder):
@@ -179,6 +205,13 @@ if world_from_environment().rank == 1:
             raise DatasetError("shard-00000.h5: sample 0: damaged")
         return whole(self, epoch, item)
     dataset.TrainingData.example = example
+    # And it computes slowly.
+    from dataclasses import replace
+    from hvd_imaging.training.step import Step
+    run = Step.run
+    Step.run = lambda self, *args: (lambda done: replace(done, compute_s=10 * done.compute_s))(run(self, *args))
+from hvd_imaging.monitoring import stragglers
+stragglers.LEAST_S = 0
 from hvd_imaging.cli.main import main
 main()
 """
@@ -197,3 +230,8 @@ def test_one_failing_rank_stops_all_with_its_message(folder):
     print(f"all ranks ended {took:.0f} s after the start")
     # What was learned before is still there.
     assert epoch_records(folder / "failing")[0]["examples"] == 10
+    (error,) = [line for line in read_events(folder / "failing", "ranks/log-00001.jsonl") if line["event"] == "error"]
+    assert error["kind"] == "DatasetError" and error["message"] == "shard-00000.h5: sample 0: damaged"
+    (slow,) = [event for event in read_events(folder / "failing") if event["event"] == "straggler"]
+    assert (slow["rank"], slow["host"], slow["epoch"]) == (1, host_name(), 0) and slow["ratio"] > 1.25
+    assert f"rank 1 on {host_name()} is slow" in done.stderr
