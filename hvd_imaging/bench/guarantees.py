@@ -32,6 +32,7 @@ def measure(quick: bool = False, on_run: Callable[[str], None] | None = None) ->
     times: dict[str, list[float]] = {}
     saves: list[float] = []
     guards: list[float] = []
+    samples: list[float] = []
 
     def note(text: str) -> None:
         if on_run:
@@ -55,6 +56,7 @@ def measure(quick: bool = False, on_run: Callable[[str], None] | None = None) ->
                 times.setdefault(name, []).append(_per_step(found, found["guard"]))
                 saves += [1e3 * t for t in found["save"][:-1]] if name == "checkpoints" else []
                 guards += [1e3 * t for t in found["guard"][1:-1]] if name == "plain" else []
+                samples += [1e3 * t for t in found.get("sample_cpu", ())]
             if not quick:
                 for balance in ("equal", "auto"):
                     note(f"round {turn + 1} of {rounds}: balance={balance}, rank 1 at half speed")
@@ -62,6 +64,7 @@ def measure(quick: bool = False, on_run: Callable[[str], None] | None = None) ->
     rows = [Row(CASE, name, "mean step time", "ms", tuple(round(t, 2) for t in runs)) for name, runs in times.items()]
     rows.append(Row(CASE, "checkpoints", "stall of the main thread at a save", "ms", tuple(round(t, 2) for t in saves)))
     rows.append(Row(CASE, "plain", "one comparison of the ranks", "ms", tuple(round(t, 2) for t in guards)))
+    rows.append(Row(CASE, f"a sample every {OFTEN_S} s", "CPU time of one sample", "ms", tuple(round(t, 3) for t in samples)))
     return rows, figures(times, guards, quick)
 
 

@@ -76,6 +76,8 @@ def main() -> None:
     found["compute"] = [outcome.compute_s for _, outcome in marks][warmup:]
     found["exchange"] = [outcome.exchange_s for _, outcome in marks][warmup:]
     found["input"] = [sum(waits[i * micro : (i + 1) * micro]) for i in range(len(marks))][warmup:]
+    if trainer.monitor.samples:
+        found["sample_cpu"] = [trainer.monitor.cpu_s / trainer.monitor.samples]
     if hvd.world.is_root:
         found["compression"] = [e for e in read_events(run_dir) if e["event"] == "compression"]
         found["balance"] = [e for e in read_events(run_dir) if e["event"] == "balance"]
