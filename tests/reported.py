@@ -26,7 +26,7 @@ def make_reported(folder: Path) -> Path:
             if epoch == 2:
                 log.write("straggler", epoch=2, step=15, rank=ranks - 1, host=hosts[-1], ratio=1.5)
                 log.write("resume", step=15, restart_count=1, **about)
-            log.write("epoch", epoch=epoch, step=5 * epoch + 5, loss=1 / (epoch + 1), val_loss=1.2, val_dice=0.2 * epoch, learning_rate=1e-3, seconds=5.0,
+            log.write("epoch", epoch=epoch, step=5 * epoch + 5, world_size=ranks, examples=20, loss=1 / (epoch + 1), val_loss=1.2, val_dice=0.2 * epoch, learning_rate=1e-3, seconds=5.0,
                       samples_per_second=4.0 * ranks * 0.9 ** (ranks - 1), input_seconds=0.1, compute_seconds=4.0, exchange_seconds=0.5, best=True)  # fmt: skip
             log.write("checkpoint", step=5 * epoch + 5)
         log.write("end", step=20, weights_sha256="ab" * 32, stopped_early=False)

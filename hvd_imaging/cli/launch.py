@@ -24,13 +24,17 @@ SIGINT or SIGTERM a second time ends all ranks at once.
 @click.option("--hosts", metavar="h1:2,h2:2", help="Machines and their slots, as of mpirun -H.")
 @click.option("--mpirun-arg", "mpirun_args", multiple=True, metavar="ARG", help="One word for mpirun; may be repeated.")
 @click.option(
+    "--leave-lost-hosts", is_flag=True,
+    help="End with exit code 205 when a host is lost, for a scheduler that gives another one.",
+)  # fmt: skip
+@click.option(
     "--grace", type=click.FloatRange(min=0), default=120, show_default=True, metavar="S",
     help="Seconds for the last checkpoint when asked to stop.",
 )  # fmt: skip
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="-- train run.yaml [OPTIONS]")
 def command(
-    ranks: int, least: int | None, restarts: int, hosts: str | None, mpirun_args: tuple[str, ...], grace: float,
-    words: tuple[str, ...],
+    ranks: int, least: int | None, restarts: int, hosts: str | None, mpirun_args: tuple[str, ...], leave_lost_hosts: bool,
+    grace: float, words: tuple[str, ...],
 ) -> None:  # fmt: skip
     """Train under mpirun, and start again from the last checkpoint when a rank or a host dies."""
     from ..config import RunConfig, load
@@ -57,6 +61,7 @@ def command(
         restarts=restarts,
         hosts=parse_hosts(hosts),
         powers_of_two=settings.train.reproducible == "exact",
+        leave_lost=leave_lost_hosts,
     )
     run_dir = given["run_dir"] or Path(settings.output.run_dir)
     beat = settings.parallel.heartbeat_seconds

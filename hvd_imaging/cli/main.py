@@ -34,6 +34,7 @@ COMMANDS = {
     "status": "Say how a run stands, in the queue and in training.",
     "logs": "Show the output of a run's jobs.",
     "cancel": "End a run's jobs, with a checkpoint.",
+    "plan": "Forecast volume, storage, nodes, energy and cost.",
     "report": "Make one HTML page on a run, or on several side by side.",
     "evaluate": "Measure a trained network on a split of its dataset.",
     "predict": "Apply a model to a series, a NIfTI file or a dataset.",

@@ -7,12 +7,12 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ..config import RunConfig
 from ..errors import ConfigError
 from ..planning.memory import parameters
-from ..planning.scaling import Job, Link, step_seconds
+from ..planning.pace import measured_pace
+from ..planning.scaling import step_seconds
 from ..shards import manifest as manifests
 from . import slurm
 from .judge import clock
@@ -20,27 +20,8 @@ from .render import Wish, scripts
 from .request import Request, seconds
 from .status import recent_events
 
-LATENCY_S = 50e-6
-"""Of a small message between nodes, where nothing else is known."""
-GUESSED = Link(LATENCY_S, 117e6)
-"""1 Gbit/s, without the headers of TCP."""
 LEAST_EFFICIENCY = 0.5
 """More nodes than that are left to others."""
-
-
-@dataclass(frozen=True)
-class Pace:
-    """What an earlier run measured.
-
-    Attributes:
-        job: a step; its batch is this configuration's.
-        link: between its ranks.
-        guessed: the link is not measured: it had one rank.
-    """
-
-    job: Job
-    link: Link
-    guessed: bool
 
 
 @dataclass(frozen=True)
@@ -62,22 +43,6 @@ class Candidate:
     def end_s(self) -> float:
         """From now."""
         return self.wait_s + self.run_s
-
-
-def measured_pace(events: Sequence[Mapping[str, Any]], batch: int, message_bytes: float) -> Pace | None:
-    """The pace of a run's last epochs; None without one. Pure."""
-    epochs = [event for event in events if event.get("event") == "epoch" and event.get("examples") and event.get("compute_seconds")]
-    steps = [event["steps_per_epoch"] for event in events if event.get("steps_per_epoch")]
-    if not epochs or not steps:
-        return None
-    last, ranks = epochs[-1], int(epochs[-1].get("world_size", 1))
-    sample = last["compute_seconds"] * ranks / last["examples"]
-    job = Job(sample_s=sample, samples=batch, message_bytes=message_bytes)
-    exchange = last["exchange_seconds"] / steps[-1]
-    rounds = 2 * (ranks - 1)
-    if ranks == 1 or exchange <= rounds * LATENCY_S:
-        return Pace(job, GUESSED, True)
-    return Pace(job, Link(LATENCY_S, rounds / ranks * message_bytes / (exchange - rounds * LATENCY_S)), False)
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate:

@@ -131,7 +131,9 @@ def launcher(step: str, request: Request) -> list[str]:
     if step == "train":
         grace = str(request.signal_seconds * 5 // 6)
         binding = ["--mpirun-arg", "--bind-to", "--mpirun-arg", "none"]
-        return [program, "launch", "-np", ranks, "--max-restarts", str(request.restarts), "--grace", grace, *binding, "--"]
+        # Slurm replaces a lost node; what is left of the old one would let mpirun wait for it.
+        leave = ["--leave-lost-hosts"] * request.requeue
+        return [program, "launch", "-np", ranks, "--max-restarts", str(request.restarts), *leave, "--grace", grace, *binding, "--"]
     return [program] if request.ranks == 1 else ["mpirun", "-np", ranks, "--bind-to", "none", program]
 
 

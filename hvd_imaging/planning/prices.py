@@ -12,6 +12,7 @@ class StoragePrices(Section):
 
     disk_tb: float = Field(30.0, ge=0, description="buying a raw TB of disk in a storage server, its share of server and network in it")
     watts_per_tb: float = Field(1.0, ge=0, description="power of a raw TB, W")
+    workstation_tb: float = Field(100.0, ge=0, description="most raw TB that one machine takes")
     rented_tb_month: float = Field(20.0, ge=0, description="renting a usable TB for a month")
 
 

@@ -210,7 +210,8 @@ class Trainer:
         self.saved = self.position.total if meta else -1
         self.pending_save = self.pending_leave = self.leaving = False
         self.times = np.zeros(3)  # seconds of this epoch: waiting for input, computing, exchanging
-        self.computed = 0  # samples of this epoch on this rank
+        self.computed, self.computing = 0, 0.0  # samples of this epoch on this rank and their seconds, without the first step
+        self.began = self.position.total
         self.speeds: list[float] = []
         self.log.write(
             "resume" if meta else "start", step=self.position.total, steps_per_epoch=self.steps, last_step=self.last_step,
@@ -312,7 +313,10 @@ class Trainer:
             self.start.after_update(self.model, position.total, self.last_step)
             self.take_in(outcome, rate)
             self.times += waited, outcome.compute_s, outcome.exchange_s
-            self.computed += self.mine(len(batch))
+            if position.total - 1 > self.began:
+                # The first step of a start traces and compiles: it says nothing about a rank's speed.
+                self.computed += self.mine(len(batch))
+                self.computing += outcome.compute_s
             position.seconds += time.perf_counter() - began
             self.report.step(
                 position.epoch, position.step, plan.steps, float(outcome.sums[0] / max(outcome.sums[2], 1)), rate
@@ -425,21 +429,21 @@ class Trainer:
 
     def _gather_times(self) -> np.ndarray:
         """(3,) mean seconds of this epoch over the ranks; what each of them had is written down, and who is slow."""
-        position, rows = self.position, self.hvd.gather([*map(float, self.times), self.computed])
-        waited, compute, exchange, samples = zip(*rows, strict=True)
+        position, rows = self.position, self.hvd.gather([*map(float, self.times), self.computing, self.computed])
+        waited, compute, exchange, steady, samples = zip(*rows, strict=True)
         where = {"epoch": position.epoch, "step": position.total}
         self.log.write(
             "ranks", **where, hosts=self.hosts, input_seconds=_rounded(waited), compute_seconds=_rounded(compute),
             exchange_seconds=_rounded(exchange), samples=list(samples),
         )  # fmt: skip
-        for slow in stragglers(compute, samples, self.hosts):
+        for slow in stragglers(steady, samples, self.hosts):
             self.log.write("straggler", **where, **asdict(slow))
             self.report.message(
                 f"rank {slow.rank} on {slow.host} is slow: {slow.seconds:.3g} s for a sample, the others take {slow.typical_seconds:.3g}"
             )
         own = _rounded(self.times)
         self.own_log.write("epoch", **where, input_seconds=own[0], compute_seconds=own[1], exchange_seconds=own[2], samples=self.computed)
-        self.times, self.computed = np.zeros(3), 0
+        self.times, self.computed, self.computing = np.zeros(3), 0, 0.0
         return np.mean([row[:3] for row in rows], 0)
 
     def rebalance(self, outcome: Outcome, count: int) -> bool:

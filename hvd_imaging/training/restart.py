@@ -32,6 +32,8 @@ _ADVICE = {
 _SAYS_WHY = "the messages above say why"
 _HOST = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)(?::([1-9][0-9]*))?")
 # Slurm signals the launcher and its batch script at once; some scripts pass the signal on a second time.
+HOST_LOST = 205
+"""Exit code when a host is lost: mpirun's own."""
 _TWICE_S = 0.5
 
 
@@ -56,6 +58,7 @@ class Policy:
         restarts: at most, in all.
         hosts: empty leaves them to mpirun.
         powers_of_two: only 1, 2, 4, 8, ... ranks are permitted.
+        leave_lost: a lost host ends it with HOST_LOST: a scheduler gives another one.
 
     Raises:
         ConfigError: no first start is possible.
@@ -66,6 +69,7 @@ class Policy:
     restarts: int = 3
     hosts: tuple[Host, ...] = ()
     powers_of_two: bool = False
+    leave_lost: bool = False
 
     def __post_init__(self) -> None:
         if self.ranks < 1:
@@ -250,6 +254,8 @@ def repeats(failures: Sequence[Failure]) -> bool:
 def decide(policy: Policy, failures: Sequence[Failure], answering: Sequence[Host]) -> Start | Stop:
     """Another start after ``failures`` (at least one) on the hosts that answer, or the verdict."""
     last = failures[-1]
+    if policy.leave_lost and (last.kind == "lost" or last.missing):
+        return Stop(HOST_LOST, f"{describe(last)}; left to the scheduler")
     if last.kind == "root":
         mend = "export OMPI_ALLOW_RUN_AS_ROOT=1 and OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1, or work as another user"
         return Stop(SetupError.exit_code, f"mpirun refuses to run as root: {mend}")

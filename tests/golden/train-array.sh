@@ -29,7 +29,7 @@ ask() {
 }
 trap 'ask requeue' USR1
 trap 'ask leave' TERM
-hvd-imaging launch -np 1 --max-restarts 3 --grace 150 --mpirun-arg --bind-to --mpirun-arg none -- train runs/unet3d/slurm/run.yaml --resume --set train.epochs=20 "${task[@]}" &
+hvd-imaging launch -np 1 --max-restarts 3 --leave-lost-hosts --grace 150 --mpirun-arg --bind-to --mpirun-arg none -- train runs/unet3d/slurm/run.yaml --resume --set train.epochs=20 "${task[@]}" &
 child=$!
 wait "$child"
 code=$?

@@ -23,7 +23,7 @@ ask() {
 }
 trap 'ask requeue' USR1
 trap 'ask leave' TERM
-hvd-imaging launch -np 4 --max-restarts 3 --grace 150 --mpirun-arg --bind-to --mpirun-arg none -- train runs/unet3d/slurm/run.yaml --run-dir runs/unet3d --resume --set train.epochs=20 &
+hvd-imaging launch -np 4 --max-restarts 3 --leave-lost-hosts --grace 150 --mpirun-arg --bind-to --mpirun-arg none -- train runs/unet3d/slurm/run.yaml --run-dir runs/unet3d --resume --set train.epochs=20 &
 child=$!
 wait "$child"
 code=$?

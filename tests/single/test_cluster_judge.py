@@ -2,10 +2,11 @@
 
 import pytest
 
-from hvd_imaging.cluster.auto import Candidate, choose, measured_pace, numbers
+from hvd_imaging.cluster.auto import Candidate, choose, numbers
 from hvd_imaging.cluster.judge import Need, clock, judge
 from hvd_imaging.cluster.request import Request
 from hvd_imaging.cluster.slurm import parse_accounting, parse_nodes, parse_partitions, parse_queue, parse_show
+from hvd_imaging.planning.pace import measured_pace
 from hvd_imaging.planning.scaling import allreduce_seconds
 
 PARTITIONS = parse_partitions(

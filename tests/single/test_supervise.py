@@ -527,3 +527,12 @@ def test_the_supervisor_needs_no_tensorflow_and_the_decisions_no_world():
         tree = ast.parse(Path(module.__file__).read_text())
         names = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
         assert not names & {"os", "subprocess", "socket", "shutil"}
+
+
+def test_a_lost_host_is_left_to_the_scheduler():
+    policy = Policy(ranks=2, least=2, leave_lost=True)
+    for failure in (Failure(255, host="n2", step=7, kind="lost"), Failure(137, 1, "n2", 7, missing=("n2",))):
+        found = restart.decide(policy, [failure], ())
+        assert isinstance(found, Stop) and found.code == 205 and found.text.endswith("; left to the scheduler")
+    assert isinstance(restart.decide(policy, [Failure(137, 1, "n2", 7, 5)], ()), Start)  # a dead rank is started again here
+    assert isinstance(restart.decide(Policy(ranks=2, least=2), [Failure(255, host="n2", step=7, kind="lost")], ()), Start)
