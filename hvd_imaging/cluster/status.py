@@ -16,6 +16,7 @@ from typing import Any
 from ..config import RunConfig, load
 from ..errors import TRY_AGAIN, ConfigError, RunError
 from ..training.events import NAME as EVENTS
+from ..training.events import sound
 from ..training.heartbeat import Beat, read_beats
 from ..training.layout import CONFIG
 from .render import FOLDER
@@ -123,7 +124,7 @@ def recent_events(run_dir: Path, epochs: int = 5) -> list[dict[str, Any]]:
             event = json.loads(line)
         except ValueError:
             continue
-        if isinstance(event, dict):
+        if sound(event) and "time" in event:
             found.append(event)
     return found[::-1]
 

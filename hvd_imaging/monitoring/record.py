@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,7 +51,11 @@ def _is_sample(sample: Any) -> bool:
         when = datetime.datetime.fromisoformat(sample["time"])
     except (KeyError, TypeError, ValueError):
         return False
-    return when.tzinfo is not None and all(isinstance(sample.get(key), int | float | None) for key in _NUMBERS)
+    gpus = sample.get("gpu") or []
+    if not isinstance(gpus, list) or not all(isinstance(gpu, dict) and isinstance(gpu.get("util"), int | float) for gpu in gpus):
+        return False
+    values = [sample[key] for key in _NUMBERS if sample.get(key) is not None]
+    return when.tzinfo is not None and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
 
 
 @dataclass(frozen=True)

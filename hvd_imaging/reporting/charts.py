@@ -160,13 +160,13 @@ def timeline(
     unit, size = next((pair for pair in (("hours", 3600.0), ("minutes", 60.0)) if last - first > 3 * pair[1]), ("seconds", 1.0))
     wide, left = 20, 118
     height = _TOP + wide * len(rows) + _BOTTOM
-    place = _scale(0, (last - first) / size, left, WIDTH - _RIGHT)
+    place = _scale(0, (last - first) / size, left, 2 * WIDTH - _RIGHT)
     parts = []
-    for value in ticks(0, (last - first) / size, 8):
+    for value in ticks(0, (last - first) / size, 12):
         at = place(value)
         parts.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{height - _BOTTOM}"/>')
         parts.append(f'<text class="tick" text-anchor="middle" x="{at:.1f}" y="{height - _BOTTOM + 14}">{number(value)}</text>')
-    parts.append(f'<text class="tick" text-anchor="end" x="{WIDTH - _RIGHT}" y="{height - 4}">{unit}</text>')
+    parts.append(f'<text class="tick" text-anchor="end" x="{2 * WIDTH - _RIGHT}" y="{height - 4}">{unit}</text>')
     for row, (name, spans) in enumerate(rows):
         y = _TOP + wide * row
         parts.append(f'<text class="tick" text-anchor="end" x="{left - 6}" y="{y + wide - 7}">{escape(name[:18])}</text>')
@@ -183,7 +183,7 @@ def timeline(
         if first <= when <= last:
             at = place((when - first) / size)
             parts.append(f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP - 6}" y2="{height - _BOTTOM}"><title>{escape(text)}</title></line>')
-    return _figure(parts, height, list(parts_of), f"{', '.join(parts_of)} over time", lines=False)
+    return _figure(parts, height, list(parts_of), f"{', '.join(parts_of)} over time", lines=False, wide=True)
 
 
 def _first(values: Sequence[tuple[float, float]]) -> Sequence[tuple[bool, tuple[float, float]]]:
@@ -210,11 +210,11 @@ def _frame(x0: float, x1: float, y0: float, y1: float, x_label: str, y_label: st
     return parts
 
 
-def _figure(parts: Sequence[str], height: float, names: Sequence[str], label: str, lines: bool) -> str:
+def _figure(parts: Sequence[str], height: float, names: Sequence[str], label: str, lines: bool, wide: bool = False) -> str:
     kind = "key" if lines else "box"
     legend = "".join(f'<span><i class="{kind} c{index % 8} d{index % 4}"></i>{escape(name)}</span>' for index, name in enumerate(names))
     return (
-        f'<figure><svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+        f'<figure{" class=wide" * wide}><svg viewBox="0 0 {WIDTH * (1 + wide)} {height}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
         + (f'<figcaption class="legend">{legend}</figcaption>' if names else "")
         + "</figure>"
     )

@@ -1,120 +1,26 @@
-"""One page on a run: from the files of run folders to the data of a page (`gather`, then pure), and the page.
-
-The page is one HTML file without a network: charts are SVG, pictures are embedded, light and dark follow the reader's screen.
-"""
+"""One page on a run, or on several side by side: from what `gather` read to what `html` writes. Pure but for pictures' bytes."""
 
 from __future__ import annotations
 
 import base64
 import datetime
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-import yaml
-
 from ..cluster.judge import clock
-from ..cluster.status import Status, look
-from ..errors import RunError
-from ..monitoring.record import Use, read, summary
+from ..monitoring.record import Use, summary
 from ..planning.prices import Prices, run_cost
-from ..training.events import epoch_records, read_events
-from ..training.layout import CONFIG, RECORD
-from .charts import line_chart, number, stacked_bars
+from .charts import bundle, line_chart, number, stacked_bars, timeline
+from .compared import comparison, scaling_section
+from .page import Page, Section, Table, figure_row, html
+from .runfiles import RunFiles, flat, gather, read_scaling
 
-_PICTURES = ("overlays", "confusion", "roc")
+__all__ = ["Page", "gather", "html", "make_page", "read_scaling"]
+
 _SHOWN = 12
 """Ranks that charts and tables show by themselves; of more the ends are shown."""
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """What a run folder holds; what is missing or damaged is empty, and named in ``missing``."""
-
-    directory: Path
-    status: Status
-    config: Mapping[str, Any]
-    record: Mapping[str, Any]
-    events: Sequence[Mapping[str, Any]]
-    epochs: Sequence[Mapping[str, Any]]
-    samples: Sequence[Mapping[str, Any]]
-    evaluations: Mapping[str, Mapping[str, Any]]
-    pictures: Sequence[Path]
-    card: Mapping[str, Any] | None
-    missing: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page: text, charts (SVG, already safe), tables, pictures."""
-
-    title: str
-    text: Sequence[str] = ()
-    charts: Sequence[tuple[str, str]] = ()
-    tables: Sequence[Table] = ()
-    pictures: Sequence[tuple[str, str]] = ()
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows under a head; ``facts``: two columns without a head."""
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    caption: str = ""
-    facts: bool = False
-
-
-@dataclass(frozen=True)
-class Page:
-    """Everything that the template shows."""
-
-    title: str
-    state: str
-    tone: str
-    lead: Sequence[str]
-    sections: Sequence[Section] = field(default_factory=tuple)
-    refresh_s: int = 0
-
-
-def gather(run_dir: Path) -> RunFiles:
-    """Read a run folder.
-
-    Raises:
-        RunError: not a run folder.
-    """
-    status, missing = look(run_dir), []
-
-    def parsed(path: Path, kind: Any) -> Any:
-        try:
-            value = kind(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            missing.append(f"{path.relative_to(run_dir)}: not there")
-            return {}
-        except (OSError, ValueError, yaml.YAMLError):
-            value = None
-        if not isinstance(value, dict):
-            missing.append(f"{path.relative_to(run_dir)}: damaged")
-            return {}
-        return value
-
-    config, record = parsed(run_dir / CONFIG, yaml.safe_load), parsed(run_dir / RECORD, json.loads)
-    evaluations = {path.stem.removeprefix("evaluation-"): parsed(path, json.loads) for path in sorted(run_dir.glob("evaluation-*.json"))}
-    cards = [path for path in (run_dir / "compressed" / "model_card.json", run_dir / "model_card.json") if path.exists()]
-    events, samples = read_events(run_dir), read(run_dir)
-    if not events:
-        missing.append("events.jsonl: not there, so nothing is known of the training")
-    if not samples:
-        missing.append("ranks/monitor-*.jsonl: not there, so nothing is known of the machines (monitor.seconds=0?)")
-    if not evaluations:
-        missing.append(f"evaluation-*.json: not there; `hvd-imaging evaluate {run_dir}` makes it")
-    pictures = [path for kind in _PICTURES for path in sorted((run_dir / "plots").glob(f"{kind}*.png"))]
-    return RunFiles(
-        run_dir, status, config, record, events,
-        epoch_records(run_dir), samples, evaluations, pictures, parsed(cards[0], json.loads) if cards else None, missing,
-    )  # fmt: skip
 
 
 def make_page(run: RunFiles, others: Sequence[RunFiles] = (), prices: Prices | None = None, scaling: Mapping[str, Any] | None = None,
@@ -128,37 +34,43 @@ def make_page(run: RunFiles, others: Sequence[RunFiles] = (), prices: Prices | N
         refresh_s: of a live page.
     """
     use = summary(run.samples)
-    parts = [
-        _learning(run), _comparison([run, *others]) if others else None, _scaling(scaling), _time(run), _machines(run, use),
-        _energy(run, use, prices), _history(run), *(_evaluation(split, report) for split, report in run.evaluations.items()),
-        _pictures(run), _compression(run), _origin(run), _missing(run),
+    wanted: list[tuple[str, Callable[[], Section | None]]] = [
+        ("learning", lambda: _learning(run)), ("comparison", lambda: comparison([run, *others]) if others else None),
+        ("benchmark", lambda: scaling_section(scaling)), ("time", lambda: _time(run)), ("machines", lambda: _machines(run, use)),
+        ("energy", lambda: _energy(run, use, prices)), ("what happened", lambda: _history(run)),
+        *((f"evaluation-{split}.json", partial(_evaluation, split, report)) for split, report in run.evaluations.items()),
+        ("pictures", lambda: _pictures(run)), ("model card", lambda: _compression(run)), ("run.json", lambda: _origin(run)),
     ]  # fmt: skip
+    sections, missing = [], list(run.missing)
+    for name, make in wanted:
+        try:
+            section = make()
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            # JSON, but not what was written there: the rest of the page is still worth its reading.
+            missing.append(f"{name}: damaged ({type(error).__name__})")
+        else:
+            sections += [section] if section is not None else []
+    sections += [Section("Not in this page", [f"{line}." for line in missing])] if missing else []
     tone = {"done": "good", "failed": "bad", "stalled": "bad", "silent": "bad"}.get(run.status.state, "busy")
-    return Page(f"Run {run.directory.name}", run.status.state, tone, _lead(run), [part for part in parts if part is not None], refresh_s)
-
-
-def html(page: Page) -> str:
-    """The file."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("hvd_imaging.reporting"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )  # fmt: skip
-    return environment.get_template("report.html.j2").render(page=page)
+    return Page(f"Run {run.directory.resolve().name}", run.status.state, tone, _lead(run), sections, refresh_s)
 
 
 def _lead(run: RunFiles) -> list[str]:
-    status, model = run.status, run.config.get("model", {})
+    status, model = run.status, run.config.get("model")
     found = [status.why] if status.why else []
-    hosts = sorted(set(status.hosts))
+    hosts = sorted(set(map(str, status.hosts)))
     if status.ranks:
         found.append(
-            f"{model.get('name', 'a network')} on {status.ranks} rank{'s' * (status.ranks != 1)} of {len(hosts)} host{'s' * (len(hosts) != 1)} "
+            f"{model.get('name') if isinstance(model, Mapping) else 'a network'} on {status.ranks} rank{'s' * (status.ranks != 1)} of {len(hosts)} host{'s' * (len(hosts) != 1)} "
             f"({', '.join(hosts[:4])}{', ...' * (len(hosts) > 4)})"
             + (f"; epoch {status.epoch} of {status.epochs}" if status.epoch and status.epochs else "")
             + (f", step {status.step}" + (f" of {status.steps}" if status.steps else "") if status.step is not None else "")
         )
+    record = run.record
+    facts = [f"dataset {str(record['dataset_hash'])[:12]}"] if record.get("dataset_hash") else []
+    facts += [f"hvd_imaging {record['hvd_imaging']}" + (f", commit {str(record['code'])[:12]}" if record.get("code") else "")] if record.get("hvd_imaging") else []
+    facts += [f"job {record['job_id']}"] if record.get("job_id") else []
+    found += ["; ".join(facts)] if facts else []
     times = [event["time"] for event in run.events if event.get("time")]
     if times:
         first, last = (datetime.datetime.fromisoformat(times[index]) for index in (0, -1))
@@ -200,46 +112,88 @@ def _restarts(run: RunFiles) -> list[tuple[float, str]]:
 
 
 def _time(run: RunFiles) -> Section | None:
-    parts = ("waiting for input", "computing", "exchange and waiting for others", "validation and the rest")
-    rows = []
-    for event in run.epochs[-40:]:
-        known = [float(event.get(f"{name}_seconds", 0)) for name in ("input", "compute", "exchange")]
-        rows.append((f"epoch {event['epoch'] + 1}", [*known, max(float(event.get("seconds", 0)) - sum(known), 0)]))
-    by_rank: dict[int, list[float]] = {}
-    hosts: dict[int, str] = {}
-    for event in run.events:
-        if event.get("event") == "ranks":
-            lists = [event.get(f"{name}_seconds") or () for name in ("input", "compute", "exchange")]
-            for rank, values in enumerate(zip(*lists, strict=False)):
-                by_rank[rank] = [a + b for a, b in zip(by_rank.get(rank, [0.0] * 3), values, strict=True)]
-                hosts[rank] = event["hosts"][rank] if rank < len(event.get("hosts", ())) else ""
-    ranks = sorted(by_rank)
-    shown = ranks if len(ranks) <= 2 * _SHOWN else [*ranks[:_SHOWN], *ranks[-_SHOWN:]]
+    parts = ("waiting for input", "computing", "exchange and waiting for others")
+    rows = [
+        (f"epoch {event['epoch'] + 1}", [float(event.get(f"{name}_seconds") or 0) for name in ("input", "compute", "exchange")])
+        for event in run.epochs[-2 * _SHOWN :]
+    ]
+    spans, hosts = _spans(run.events)
+    by_rank = {rank: [sum(span[2][part] for span in mine) for part in range(3)] for rank, mine in spans.items()}
+    ranks, note = sorted(spans), ""
+    shown = ranks
+    if len(ranks) > 2 * _SHOWN:
+        slowest = sorted(ranks, key=lambda rank: -by_rank[rank][1])
+        shown = sorted([*slowest[:_SHOWN], *slowest[-_SHOWN:]])
+        note = f"Shown are the {_SHOWN} ranks of {len(ranks)} that computed longest and the {_SHOWN} that computed shortest."
+    names = {rank: f"{rank} {hosts[rank]}" for rank in shown}
+    again = [(_unix(event), "start again") for event in run.events if event.get("event") == "resume" and event.get("time")]
     charts = [
-        ("Where the time of each epoch went (mean of the ranks)", stacked_bars(rows, parts, "s")),
-        ("Where each rank's time went, all epochs", stacked_bars([(f"{rank} {hosts[rank]}", by_rank[rank]) for rank in shown], parts[:3], "s")),
+        ("What each rank did when (blank: validation, checkpoints, starting)", timeline([(names[rank], _joined(spans[rank])) for rank in shown], parts, again)),
+        ("Where each rank's time went, all epochs", stacked_bars([(names[rank], by_rank[rank]) for rank in shown], parts, "s")),
+        (f"Where the time of each epoch went{' (the newest)' * (len(run.epochs) > len(rows))}", stacked_bars(rows, parts, "s")),
     ]
     charts = [chart for chart in charts if chart[1]]
     slow = [f"rank {e.get('rank')} on {e.get('host')}: {float(e.get('ratio', 0)):.2f} x the others' time for a sample in epoch {int(e.get('epoch', 0)) + 1}"
             for e in run.events if e.get("event") == "straggler"][-8:]  # fmt: skip
     text = ["A rank that computes for longer makes the others wait: their exchange grows."] if len(ranks) > 1 else []
-    return Section("Time", [*text, *(f"Slow: {line}." for line in slow)], charts) if charts else None
+    return Section("Time", [*text, *filter(None, [note]), *(f"Slow: {line}." for line in slow)], charts) if charts else None
+
+
+Span = tuple[float, float, Sequence[float]]
+"""From, to (Unix time, s), and s of waiting for input, computing, exchange."""
+
+
+def _spans(events: Sequence[Mapping[str, Any]]) -> tuple[dict[int, list[Span]], dict[int, str]]:
+    """Spans of each rank, one an epoch, and the hosts by rank; pure. An event comes when the slowest rank has done its steps."""
+    spans: dict[int, list[Span]] = {}
+    hosts: dict[int, str] = {}
+    for event in events:
+        if event.get("event") == "ranks" and event.get("time"):
+            values = list(zip(*(event.get(f"{name}_seconds") or () for name in ("input", "compute", "exchange")), strict=False))
+            end = _unix(event)
+            start = end - max((sum(value) for value in values), default=0.0)
+            names = event.get("hosts") or ()
+            for rank, value in enumerate(values):
+                spans.setdefault(rank, []).append((start, end, value))
+                hosts[rank] = str(names[rank]) if rank < len(names) else ""
+    return spans, hosts
+
+
+def _joined(spans: Sequence[Span], most: int = 80) -> list[Span]:
+    """At most about ``most`` spans: neighbours become one, but not over a pause longer than they are (a restart)."""
+    group = -(-len(spans) // most)
+    found: list[Span] = []
+    count = 0
+    for start, end, values in spans:
+        if found and count < group and start - found[-1][1] <= max(end - start, found[-1][1] - found[-1][0]):
+            before = found[-1]
+            found[-1] = (before[0], end, [a + b for a, b in zip(before[2], values, strict=True)])
+            count += 1
+        else:
+            found.append((start, end, values))
+            count = 1
+    return found
+
+
+def _unix(event: Mapping[str, Any]) -> float:
+    return datetime.datetime.fromisoformat(event["time"]).timestamp()
 
 
 def _machines(run: RunFiles, use: Use) -> Section | None:
     if not use.ranks:
         return None
     start = datetime.datetime.fromisoformat(run.samples[0]["time"])
+    names = {rank.rank: f"rank {rank.rank}" for rank in use.ranks}
 
     def series(key: str, scale: float, of_hosts: bool) -> dict[str, list[tuple[float, float]]]:
         found: dict[str, list[tuple[float, float]]] = {}
         for sample in run.samples:
             if isinstance(sample.get(key), int | float):
-                name = str(sample.get("host")) if of_hosts else f"rank {sample['rank']}"
+                name = str(sample.get("host")) if of_hosts else names[sample["rank"]]
                 minutes = (datetime.datetime.fromisoformat(sample["time"]) - start).total_seconds() / 60
                 found.setdefault(name, []).append((minutes, sample[key] * scale))
         # A line along zero says nothing: no network, no disk.
-        return {name: found[name] for name in sorted(found)[:8]} if any(y for values in found.values() for _, y in values) else {}
+        return bundle(found) if any(y for values in found.values() for _, y in values) else {}
 
     charts = [
         ("Cores kept busy by each rank", line_chart(series("cpu", 1, False), "minutes", "cores", True)),
@@ -251,7 +205,7 @@ def _machines(run: RunFiles, use: Use) -> Section | None:
     rows = [
         [str(rank.rank), rank.host, f"{rank.cpu:.2f}", f"{rank.peak_bytes / 2**30:.2f}", f"{rank.disk_read_bytes / 1e6:,.0f}",
          f"{rank.disk_write_bytes / 1e6:,.0f}", "-" if rank.gpu is None else f"{rank.gpu:.0%}"]
-        for rank in use.ranks[: 4 * _SHOWN]
+        for rank in use.ranks
     ]  # fmt: skip
     table = Table(["rank", "host", "cores busy", "peak memory, GiB", "disk read, MB", "disk written, MB", "GPU busy"], rows)
     return Section("Machines", (), [chart for chart in charts if chart[1]], [table])
@@ -300,8 +254,8 @@ def _evaluation(split: str, report: Mapping[str, Any]) -> Section | None:
     found = []
     for name, entry in (report.get("mean") or {}).items():
         if isinstance(entry, Mapping):
-            found.append(_figure_row(name, entry))
-            found += [_figure_row(f"{name}: {label}", one) for label, one in (entry.get("per_class") or {}).items() if isinstance(one, Mapping)]
+            found.append(figure_row(name, entry))
+            found += [figure_row(f"{name}: {label}", one) for label, one in (entry.get("per_class") or {}).items() if isinstance(one, Mapping)]
     rows = [row for row in found if row is not None]
     if not rows:
         return None
@@ -310,98 +264,43 @@ def _evaluation(split: str, report: Mapping[str, Any]) -> Section | None:
     return Section(f"Evaluation on the {split} split", text, (), [Table(["figure", "value", "interval", "cases"], rows)])
 
 
-def _figure_row(name: str, entry: Mapping[str, Any]) -> list[str] | None:
-    value, interval = entry.get("value"), entry.get("interval")
-    if not isinstance(value, int | float):
-        return None
-    between = "-"
-    if isinstance(interval, Sequence) and len(interval) == 2 and None not in interval:
-        between = f"{interval[0]:.4f} to {interval[1]:.4f}"
-    return [name.replace("_mm", " (mm)").replace("_", " "), f"{value:.4f}", between, str(entry.get("count", ""))]
-
-
 def _pictures(run: RunFiles) -> Section | None:
-    found = [(path.stem, "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()) for path in run.pictures]
-    return Section("Cases", pictures=found) if found else None
+    found = []
+    for path in run.pictures:
+        kind, _, split = path.stem.partition("-")
+        caption = {"overlays": "Worst and best cases", "confusion": "Confusion matrix", "roc": "ROC curve"}.get(kind, kind)
+        try:
+            data = base64.b64encode(path.read_bytes()).decode()
+        except OSError:  # taken away meanwhile
+            continue
+        found.append((f"{caption}, {split} split" if split else caption, f"data:image/png;base64,{data}"))
+    text = ["Slices of cases of the dataset: this page is as confidential as the dataset is."] if any(path.stem.startswith("overlays") for path in run.pictures) else []
+    return Section("Cases", text, pictures=found) if found else None
 
 
 def _compression(run: RunFiles) -> Section | None:
-    if not run.card:
+    """Of the model card that `compress` wrote: what was released, and what it is worth."""
+    card = run.card
+    if not card:
         return None
+    found = [("trained network", card.get("reference"), "-"), *((str(one.get("format", "")), one, "yes" if one.get("released") else "no: " + "; ".join(map(str, one.get("missed") or ())))
+             for one in card.get("formats") or () if isinstance(one, Mapping))]  # fmt: skip
     rows = []
-    for one in run.card.get("formats") or run.card.get("candidates") or ():
+    for name, one, released in found:
         if isinstance(one, Mapping):
-            rows.append([str(one.get("format", "")), f"{float(one.get('bytes') or 0) / 1e6:.2f}", "yes" if one.get("released") else "no"])
-    text = [str(run.card.get("summary") or "See the model card beside the exports (compressed/model_card.html).")]
-    return Section("Compressed models", text, (), [Table(["format", "MB", "released"], rows)] if rows else ())
-
-
-def _comparison(runs: Sequence[RunFiles]) -> Section:
-    head = ["", *(run.directory.name for run in runs)]
-
-    def row(name: str, value: Any) -> list[str]:
-        return [name, *(str(value(run)) for run in runs)]
-
-    def last(run: RunFiles, key: str) -> str:
-        known = [event[key] for event in run.epochs if isinstance(event.get(key), int | float)]
-        return number(float(known[-1])) if known else "-"
-
-    def spent(run: RunFiles) -> str:
-        return clock(sum(float(event.get("seconds", 0)) for event in run.epochs)) if run.epochs else "-"
-
-    def weights(run: RunFiles) -> str:
-        known = [event["weights_sha256"] for event in run.events if event.get("weights_sha256")]
-        return known[-1][:12] if known else "-"
-
-    def score(run: RunFiles) -> str:
-        for report in run.evaluations.values():
-            for name in ("dice", "accuracy"):
-                entry = (report.get("mean") or {}).get(name)
-                if isinstance(entry, Mapping) and (line := _figure_row(name, entry)) is not None:
-                    return f"{name} {line[1]} ({line[2]})"
-        return "-"
-
-    def peak(run: RunFiles) -> str:
-        known = [rank.peak_bytes for rank in summary(run.samples).ranks]
-        return f"{max(known) / 2**30:.2f}" if known else "-"
-
-    def energy(run: RunFiles) -> str:
-        use = summary(run.samples)
-        return f"{number(use.watt_hours)} ({', '.join(sorted({host.known for host in use.hosts}))})" if use.hosts else "-"
-
-    rows = [
-        row("state", lambda run: run.status.state), row("ranks", lambda run: run.status.ranks or "-"), row("steps", lambda run: run.status.step),
-        row("time in epochs", spent), row("samples/s, last epoch", lambda run: last(run, "samples_per_second")),
-        row("loss, last epoch", lambda run: last(run, "loss")), row("validation Dice, last", lambda run: last(run, "val_dice")),
-        row("evaluation", score), row("energy, Wh", energy),
-        row("peak memory of a rank, GiB", peak),
-        row("weights, SHA-256", weights), row("dataset", lambda run: str(run.record.get("dataset_hash", "-"))[:12]),
-    ]  # fmt: skip
-    curves = {run.directory.name: [(e["epoch"] + 1, float(e["loss"])) for e in run.epochs if isinstance(e.get("loss"), int | float)] for run in runs}
-    charts = [("Loss", line_chart(curves, "epoch", "loss"))]
-    speeds = sorted({(run.status.ranks, float(run.epochs[-1]["samples_per_second"])) for run in runs
-                     if run.status.ranks and run.epochs and run.epochs[-1].get("samples_per_second")})  # fmt: skip
-    if len({ranks for ranks, _ in speeds}) > 1:
-        one = speeds[0][1] / speeds[0][0]
-        ideal = [(float(ranks), one * ranks) for ranks, _ in speeds]
-        charts.append(("Speed over ranks", line_chart({"measured": speeds, "in proportion": ideal}, "ranks", "samples/s", True, points=True)))
-        scale = [[str(ranks), number(speed), f"{speed / (one * ranks):.2f}"] for ranks, speed in speeds]
-        tables = [Table(head, rows), Table(["ranks", "samples/s", "efficiency"], scale, "Scaling of these runs")]
-    else:
-        tables = [Table(head, rows)]
-    return Section("Compared", (), [chart for chart in charts if chart[1]], tables)
-
-
-def _scaling(result: Mapping[str, Any] | None) -> Section | None:
-    if not result:
-        return None
-    rows = [[str(row.get("case")), str(row.get("system")), str(row.get("metric")), number(row["value"]) if isinstance(row.get("value"), int | float) else "-",
-             str(row.get("unit", ""))] for row in result.get("rows") or () if isinstance(row, Mapping)]  # fmt: skip
-    return Section(f"Measured: bench {result.get('bench', '')}", (), (), [Table(["case", "system", "metric", "median", "unit"], rows)])
+            metrics, latency = one.get("metrics") or {}, one.get("latency_ms") or {}
+            shown = next((line for key in ("dice", "accuracy") if isinstance(metrics.get(key), Mapping) and (line := figure_row(key, metrics[key]))), None)
+            size = f"{one['bytes'] / 1e6:.2f}" if isinstance(one.get("bytes"), int | float) else "-"
+            times = [f"{latency[key]:.1f}" if isinstance(latency.get(key), int | float) else "-" for key in ("one", "all")]
+            rows.append([name, size, *times, f"{shown[0]} {shown[1]} ({shown[2]})" if shown else "-", released])
+    head = ["format", "MB", "ms, one thread", "ms, all threads", f"on the {card.get('split', 'test')} split", "released"]
+    limits = [str(line) for line in card.get("limitations") or ()]
+    text = [str(card.get("summary") or ""), "Not a medical device. Not for decisions about patients.", *limits]
+    return Section(f"Model card: {card.get('name', '')}", [line for line in text if line], (), [Table(head, rows)] if rows else ())
 
 
 def _origin(run: RunFiles) -> Section:
-    record, flat = run.record, _flat(run.config)
+    record = run.record
     facts = [
         ("dataset", f"{record.get('dataset_hash', '-')} (files {str(record.get('dataset_files_hash', '-'))[:12]})"),
         ("program", f"hvd_imaging {record.get('hvd_imaging', '-')}" + (f", commit {record['code']}" if record.get("code") else "")),
@@ -409,30 +308,5 @@ def _origin(run: RunFiles) -> Section:
         ("job", str(record.get("job_id") or "-")), ("platform", str(record.get("platform", "-"))),
         ("libraries", ", ".join(f"{name} {version}" for name, version in (record.get("versions") or {}).items() if version) or "-"),
     ]  # fmt: skip
-    settings = Table(["key", "value"], [[key, json.dumps(value)] for key, value in flat.items()], "Configuration")
+    settings = Table(["key", "value"], [[key, json.dumps(value)] for key, value in flat(run.config).items()], "Configuration")
     return Section("Where it comes from", (), (), [Table((), facts, facts=True), settings])
-
-
-def _missing(run: RunFiles) -> Section | None:
-    return Section("Not in this page", [f"{line}." for line in run.missing]) if run.missing else None
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(values, dict):
-        return {prefix: values}
-    return {key: value for name, inner in values.items() for key, value in _flat(inner, f"{prefix}.{name}" if prefix else str(name)).items()}
-
-
-def read_scaling(path: Path) -> dict[str, Any]:
-    """JSON of a benchmark.
-
-    Raises:
-        RunError: not one.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        value = None
-    if not isinstance(value, dict) or not isinstance(value.get("rows"), list):
-        raise RunError(f"{path}: expected the JSON file of `hvd-imaging bench scaling --json FILE`")
-    return value

@@ -43,26 +43,27 @@ def rank_log(run_dir: Path, rank: int) -> EventLog:
 
 _WHOLE = ("step", "epoch", "world_size", "steps_per_epoch", "last_step", "rank", "restart_count", "attempt")
 _NUMBERS = ("seconds", "samples_per_second", "ratio", "loss", "val_loss", "learning_rate")
-_LISTS = ("hosts", "input_seconds", "compute_seconds", "exchange_seconds", "shares")
+_TIMES = ("input_seconds", "compute_seconds", "exchange_seconds")
+_NEEDED = {"epoch": ("epoch",), "checkpoint": ("step",), "straggler": ("rank",), "ranks": ("hosts", *_TIMES)}
 
 
 def sound(event: Any) -> bool:
-    """Whether a parsed line is an event: with a name and a time, and values that its readers can calculate with. Pure."""
+    """Whether a parsed line is an event: with a name, a time that can be read if it has one, and values that its readers can calculate with. Pure."""
     if not (isinstance(event, dict) and isinstance(event.get("event"), str)):
         return False
     try:
         aware = "time" not in event or datetime.datetime.fromisoformat(event["time"]).tzinfo is not None
     except (TypeError, ValueError):
         return False
-    if not aware or any(not isinstance(event.get(key), int | None) for key in _WHOLE) or not isinstance(event.get("epoch", 0), int):
-        return False
-    if any(not isinstance(event.get(key), int | float | None) for key in _NUMBERS):
-        return False
-    if event["event"] == "ranks":
-        return all(isinstance(event.get(key), list) for key in _LISTS[:4]) and all(
-            isinstance(value, int | float) for key in _LISTS[1:4] for value in event[key]
-        )
-    return isinstance(event.get("hosts"), list | None) and all(isinstance(event.get(key), int | float | None) for key in _LISTS[1:4])
+    of_ranks = event["event"] == "ranks"
+    return (
+        aware
+        and all(event.get(key) is not None for key in _NEEDED.get(event["event"], ()))
+        and all(isinstance(event.get(key), int | None) for key in _WHOLE)
+        and all(isinstance(event.get(key), int | float | None) for key in (*_NUMBERS, *(() if of_ranks else _TIMES)))
+        and isinstance(event.get("hosts"), list | None)
+        and (not of_ranks or all(isinstance(event[key], list) and all(isinstance(v, int | float) for v in event[key]) for key in _TIMES))
+    )
 
 
 def read_events(run_dir: str | Path, name: str = NAME) -> list[dict[str, Any]]:
@@ -82,5 +83,5 @@ def read_events(run_dir: str | Path, name: str = NAME) -> list[dict[str, Any]]:
 
 def epoch_records(run_dir: str | Path) -> list[dict[str, Any]]:
     """The last record of each epoch in order: a resumed run repeats the epoch that it was killed in."""
-    records = {event["epoch"]: event for event in read_events(run_dir) if event["event"] == "epoch" and "epoch" in event}
+    records = {event["epoch"]: event for event in read_events(run_dir) if event["event"] == "epoch"}
     return [records[epoch] for epoch in sorted(records)]

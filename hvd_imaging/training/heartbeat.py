@@ -67,7 +67,7 @@ def parse(values: Any) -> Beat | None:
     """A file's content; None if it is not one of ours."""
     try:
         return Beat(**{field.name: _KINDS[field.type](values[field.name]) for field in fields(Beat)})
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 

@@ -51,7 +51,7 @@ def test_figures_of_the_comparison(runs):
     rows = {row[0]: row[1:] for row in compared["rows"]}
     assert rows["ranks"] == ["1", "2"] and rows["time in epochs"] == ["20 s", "20 s"] and rows["evaluation"][0] == "dice 0.7000 (0.6000 to 0.8000)"
     assert rows["energy, Wh"] == ["6 (estimate)", "12 (estimate)"]  # 120 W for 3 minutes, on each host
-    assert scaling["rows"] == [["1", "4", "1.00"], ["2", "7.2", "0.90"]]
+    assert scaling["rows"] == [["1", "4", "1.00", "1.00"], ["2", "7.2", "1.80", "0.90"]]
 
 
 def test_a_run_with_few_or_damaged_files_gives_a_page_that_says_so(runs, tmp_path):
