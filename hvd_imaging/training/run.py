@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -114,6 +116,7 @@ def record(spec: ModelSpec, world: World, files_hash: str, hosts: Sequence[str] 
         "dataset_files_hash": files_hash,
         "hvd_imaging": __version__,
         "code": commit(),
+        "code_sha256": source_hash(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": versions(),
@@ -138,6 +141,16 @@ def commit(package: Path | None = None) -> str | None:
         return next((line.split()[0] for line in packed if line.endswith(f" {name}")), None)
     except OSError:
         return None
+
+
+@functools.cache
+def source_hash(package: Path | None = None) -> str:
+    """SHA-256 over the program's own modules, names and content: also right where a checkout was changed after its commit."""
+    folder = package or Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def versions() -> dict[str, str | None]:

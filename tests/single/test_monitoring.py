@@ -19,6 +19,7 @@ from hvd_imaging.monitoring.power import Power, energy_counters, guess, watts_be
 from hvd_imaging.monitoring.prometheus import page, parse_target
 from hvd_imaging.monitoring.sampler import Sampler
 from hvd_imaging.monitoring.stragglers import stragglers
+from hvd_imaging.training import run
 from hvd_imaging.world import World
 
 
@@ -314,3 +315,24 @@ def test_mlflow_that_is_away(server, tmp_path, monkeypatch):
     nobody = tracking.MLflow(None, tmp_path, {}, {}, quiet)
     nobody.epoch({"epoch": 0, "loss": 1.0})
     nobody.close()
+
+
+def test_the_code_that_ran(tmp_path):
+    git, package = tmp_path / ".git", tmp_path / "package"
+    package.mkdir()
+    (package / "a.py").write_text("one")
+    assert run.commit(package) is None
+    (git / "refs/heads").mkdir(parents=True)
+    (git / "HEAD").write_text("ref: refs/heads/main\n")
+    (git / "packed-refs").write_text("# pack-refs\n" + "a" * 40 + " refs/heads/main\n")
+    assert run.commit(package) == "a" * 40
+    (git / "refs/heads/main").write_text("b" * 40 + "\n")
+    assert run.commit(package) == "b" * 40
+    (git / "HEAD").write_text("c" * 40 + "\n")
+    assert run.commit(package) == "c" * 40
+    # The commit stays the same when a file is changed; this does not.
+    before = run.source_hash(package)
+    (package / "a.py").write_text("two")
+    run.source_hash.cache_clear()
+    assert run.source_hash(package) != before and len(before) == 64
+    run.source_hash.cache_clear()
