@@ -58,6 +58,16 @@ def allreduce(quick: bool, path: str | None) -> None:
 @command.command()
 @click.option("--quick", is_flag=True, help="End within a minute.")
 @click.option("--json", "path", type=click.Path(dir_okay=False), help="Write the measurements here.")
+def predict(quick: bool, path: str | None) -> None:
+    """The planner's model of a step against steps on 2 to 4 ranks (the link needs root, ip and tc)."""
+    from ..bench.predict import measure
+
+    _show("predict", *measure(quick, lambda text: click.echo(text, err=True)), path)
+
+
+@command.command()
+@click.option("--quick", is_flag=True, help="End within a minute.")
+@click.option("--json", "path", type=click.Path(dir_okay=False), help="Write the measurements here.")
 def guarantees(quick: bool, path: str | None) -> None:
     """What checkpoints, the replica guard and exact bits cost, and what balance gains."""
     from ..bench.guarantees import measure

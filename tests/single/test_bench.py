@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from hvd_imaging.bench import allreduce, guarantees, mirrored_worker, scaling
+from hvd_imaging.bench import allreduce, guarantees, mirrored_worker, predict, scaling
 from hvd_imaging.bench.processes import clean_environment, reason_of, run_at_once
 from hvd_imaging.bench.report import Row
 from hvd_imaging.bench.training import alone, parse, slowest, workshop
 from hvd_imaging.errors import HvdImagingError
+from hvd_imaging.planning.scaling import Link
 from hvd_imaging.reporting.plots import draw_scaling
 
 
@@ -239,3 +240,18 @@ def test_a_slurm_job_is_waited_for_and_a_failed_one_is_not_left_in_the_queue(tmp
         with pytest.raises(HvdImagingError, match="the job has failed; see `hvd-imaging logs"):
             migrate._run(tmp_path, plan, "runs/ranks-1", (), many=True)
         assert asked == ["submit", *["status"] * 3, "cancel"]
+
+
+def test_a_step_is_predicted_from_its_parts():
+    """One rank: 0.25 s for 2 samples, 0.45 s for 4. Link: 1 ms and 100 MB/s."""
+    job = predict.job_of(0.25, 0.45, 20e6)
+    assert job.sample_s == pytest.approx(0.1) and job.fixed_s == pytest.approx(0.05)
+    links = {predict.LOCAL: Link(0.0, 1e9), predict.LINK: Link(1e-3, 100e6)}
+    assert predict.predict(predict.Case("volumes", 2, predict.LINK), job, links, 2) == pytest.approx(0.25 + 2 * (1e-3 + 0.1))
+    assert predict.predict(predict.Case("volumes", 2, predict.LOCAL), job, links, 2) == pytest.approx(0.25 + 2 * 0.01)
+    # Four ranks on two cores: one sample each, by turns.
+    assert predict.predict(predict.Case("volumes", 4, predict.LOCAL), job, links, 2) == pytest.approx(2 * 0.15 + 6 * 0.005)
+    assert predict.predict(predict.Case("volumes", 2, predict.LINK), job, {predict.LOCAL: links[predict.LOCAL]}, 2) is None
+    found = predict.figures({predict.Case("volumes", 2, predict.LOCAL): 0.1, predict.Case("volumes", 4, predict.LOCAL): 0.2})
+    assert [(figure.value, figure.reached) for figure in found] == [(0.1, True), (0.2, False)]
+    assert [figure.value for figure in predict.figures({})] == [None, None]
