@@ -501,7 +501,9 @@ class Trainer:
     def _stalled(self, message: str) -> None:
         # In the heartbeat's thread: the main one hangs in a collective call and would never see an exception.
         print(f"hvd-imaging: error: rank {self.world.rank}: {message}", file=sys.stderr)
-        EventLog(self.directory).write("stall", rank=self.world.rank, message=message)
+        with contextlib.suppress(OSError):
+            EventLog(self.directory).write("stall", rank=self.world.rank, message=message)
+            self.own_log.write("stall", message=message)
         self.hvd.abort(PeerError.exit_code)
 
 
