@@ -148,7 +148,7 @@ def summarize(
     alive = [beat for beat in beats if size is None or beat.rank < size]
     per_epoch = newest.get("steps_per_epoch")
     total = newest.get("last_step")
-    step = max([beat.step for beat in alive if beat.reached is not None] + [int(last.get("step", 0))], default=None) if newest else None
+    step = max([beat.step for beat in alive if beat.reached is not None] + [int(last.get("step") or 0)], default=None) if newest else None
     state, why = judge_state(events, alive, now)
     rows = tuple(_job_row(entry, jobs) for entry in submitted)
     if jobs is not None and rows:
@@ -180,7 +180,7 @@ def judge_state(events: Sequence[Mapping[str, Any]], beats: Sequence[Beat], now:
         return "new", "no rank has begun yet"
     kind, code = last["event"], last.get("code")
     if kind in ("launch", "restart"):
-        return "starting", f"{last.get('np', '?')} ranks" + (f", start {last['attempt']}" if last.get("attempt", 1) > 1 else "")
+        return "starting", f"{last.get('np', '?')} ranks" + (f", start {last['attempt']}" if (last.get("attempt") or 1) > 1 else "")
     if kind == "end" or (kind == "verdict" and code == 0):
         return "done", "stopped early: no gain any more" if last.get("stopped_early") else ""
     if kind == "leave" or (kind == "verdict" and code == TRY_AGAIN):

@@ -203,7 +203,8 @@ def _frame(x0: float, x1: float, y0: float, y1: float, x_label: str, y_label: st
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{at + 4:.1f}">{number(value)}</text>')
     for value in ticks(x0, x1, 8, whole):
-        parts.append(f'<text class="tick" text-anchor="middle" x="{place_x(value):.1f}" y="{HEIGHT - _BOTTOM + 15}">{number(value)}</text>')
+        anchor, at = ("end", WIDTH) if place_x(value) > WIDTH - 20 else ("middle", place_x(value))
+        parts.append(f'<text class="tick" text-anchor="{anchor}" x="{at:.1f}" y="{HEIGHT - _BOTTOM + 15}">{number(value)}</text>')
     parts.append(f'<line class="axis" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{HEIGHT - _BOTTOM}" y2="{HEIGHT - _BOTTOM}"/>')
     parts.append(f'<text class="tick" text-anchor="end" x="{WIDTH - _RIGHT}" y="{HEIGHT - 4}">{escape(x_label)}</text>')
     parts.append(f'<text class="tick" x="0" y="12">{escape(y_label)}</text>')

@@ -10,7 +10,7 @@ from typing import Any
 from ..cluster.judge import clock
 from ..monitoring.record import summary
 from .charts import line_chart, number
-from .page import Section, Table, figure_row
+from .page import BROKEN, Section, Table, figure_row
 from .runfiles import RunFiles, flat
 
 
@@ -18,15 +18,21 @@ def comparison(runs: Sequence[RunFiles]) -> Section:
     """Tables and curves of several runs, the first beside the others."""
     head = ["", *map(_name, runs)]
 
+    def cell(value: Any, run: RunFiles) -> str:
+        try:
+            return str(value(run))
+        except BROKEN:
+            return "damaged"
+
     def row(name: str, value: Any) -> list[str]:
-        return [name, *(str(value(run)) for run in runs)]
+        return [name, *(cell(value, run) for run in runs)]
 
     def last(run: RunFiles, key: str) -> str:
         known = [event[key] for event in run.epochs if isinstance(event.get(key), int | float)]
         return number(float(known[-1])) if known else "-"
 
     def spent(run: RunFiles) -> str:
-        return clock(sum(float(event.get("seconds", 0)) for event in run.epochs)) if run.epochs else "-"
+        return clock(sum(float(event.get("seconds") or 0) for event in run.epochs)) if run.epochs else "-"
 
     def weights(run: RunFiles) -> str:
         known = [event["weights_sha256"] for event in run.events if event.get("weights_sha256")]

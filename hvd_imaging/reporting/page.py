@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+BROKEN = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+"""What calculating with damaged values raises: JSON, but not what was written there. The rest is still worth showing."""
+
 
 @dataclass(frozen=True)
 class Table:

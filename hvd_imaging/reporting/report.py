@@ -14,7 +14,7 @@ from ..monitoring.record import Use, summary
 from ..planning.prices import Prices, run_cost
 from .charts import bundle, line_chart, number, stacked_bars, timeline
 from .compared import comparison, scaling_section
-from .page import Page, Section, Table, figure_row, html
+from .page import BROKEN, Page, Section, Table, figure_row, html
 from .runfiles import RunFiles, flat, gather, read_scaling
 
 __all__ = ["Page", "gather", "html", "make_page", "read_scaling"]
@@ -45,8 +45,7 @@ def make_page(run: RunFiles, others: Sequence[RunFiles] = (), prices: Prices | N
     for name, make in wanted:
         try:
             section = make()
-        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-            # JSON, but not what was written there: the rest of the page is still worth its reading.
+        except BROKEN as error:
             missing.append(f"{name}: damaged ({type(error).__name__})")
         else:
             sections += [section] if section is not None else []
@@ -92,6 +91,8 @@ def _learning(run: RunFiles) -> Section | None:
     if best:
         name = next((name for name in ("val_dice", "val_accuracy", "val_loss") if name in best[-1]), "loss")
         text.append(f"Best epoch {best[-1]['epoch'] + 1}: {name} {number(float(best[-1][name]))}.")
+    if starts:
+        text.append("Dotted vertical lines: the run was started again.")
     charts = [
         ("Loss", line_chart(series("loss", "val_loss"), "epoch", "loss", marks=starts, points=len(run.epochs) <= 30)),
         ("Validation", line_chart(series("accuracy", "val_dice", "val_accuracy"), "epoch", "share", marks=starts, points=len(run.epochs) <= 30)),
@@ -133,8 +134,15 @@ def _time(run: RunFiles) -> Section | None:
         (f"Where the time of each epoch went{' (the newest)' * (len(run.epochs) > len(rows))}", stacked_bars(rows, parts, "s")),
     ]
     charts = [chart for chart in charts if chart[1]]
-    slow = [f"rank {e.get('rank')} on {e.get('host')}: {float(e.get('ratio', 0)):.2f} x the others' time for a sample in epoch {int(e.get('epoch', 0)) + 1}"
-            for e in run.events if e.get("event") == "straggler"][-8:]  # fmt: skip
+    late: dict[Any, list[Mapping[str, Any]]] = {}
+    for event in run.events:
+        if event.get("event") == "straggler":
+            late.setdefault((event.get("rank"), event.get("host")), []).append(event)
+    slow = [
+        f"rank {rank} on {host}: {float(found[-1].get('ratio') or 0):.2f} x the others' time for a sample in epoch {int(found[-1].get('epoch') or 0) + 1}"
+        + f", slow in {len(found)} epochs" * (len(found) > 1)
+        for (rank, host), found in sorted(late.items(), key=lambda item: -len(item[1]))[:_SHOWN]
+    ]
     text = ["A rank that computes for longer makes the others wait: their exchange grows."] if len(ranks) > 1 else []
     return Section("Time", [*text, *filter(None, [note]), *(f"Slow: {line}." for line in slow)], charts) if charts else None
 
@@ -182,25 +190,25 @@ def _unix(event: Mapping[str, Any]) -> float:
 def _machines(run: RunFiles, use: Use) -> Section | None:
     if not use.ranks:
         return None
-    start = datetime.datetime.fromisoformat(run.samples[0]["time"])
+    times = [datetime.datetime.fromisoformat(sample["time"]).timestamp() for sample in run.samples]
+    label, unit = ("hours", 3600.0) if times[-1] - times[0] > 10800 else ("minutes", 60.0)
     names = {rank.rank: f"rank {rank.rank}" for rank in use.ranks}
 
     def series(key: str, scale: float, of_hosts: bool) -> dict[str, list[tuple[float, float]]]:
         found: dict[str, list[tuple[float, float]]] = {}
-        for sample in run.samples:
-            if isinstance(sample.get(key), int | float):
+        for sample, when in zip(run.samples, times, strict=True):
+            if (value := sample.get(key)) is not None:
                 name = str(sample.get("host")) if of_hosts else names[sample["rank"]]
-                minutes = (datetime.datetime.fromisoformat(sample["time"]) - start).total_seconds() / 60
-                found.setdefault(name, []).append((minutes, sample[key] * scale))
+                found.setdefault(name, []).append(((when - times[0]) / unit, value * scale))
         # A line along zero says nothing: no network, no disk.
         return bundle(found) if any(y for values in found.values() for _, y in values) else {}
 
     charts = [
-        ("Cores kept busy by each rank", line_chart(series("cpu", 1, False), "minutes", "cores", True)),
-        ("Memory of each rank", line_chart(series("rss_bytes", 2**-30, False), "minutes", "GiB", True)),
-        ("CPU of the hosts", line_chart(series("host_cpu", 100, True), "minutes", "%", True)),
-        ("Power of the hosts", line_chart(series("watts", 1, True), "minutes", "W", True)),
-        ("Network, received", line_chart(series("net_in_bps", 1e-6, True), "minutes", "MB/s", True)),
+        ("Cores kept busy by each rank", line_chart(series("cpu", 1, False), label, "cores", True)),
+        ("Memory of each rank", line_chart(series("rss_bytes", 2**-30, False), label, "GiB", True)),
+        ("CPU of the hosts", line_chart(series("host_cpu", 100, True), label, "%", True)),
+        ("Power of the hosts", line_chart(series("watts", 1, True), label, "W", True)),
+        ("Network, received", line_chart(series("net_in_bps", 1e-6, True), label, "MB/s", True)),
     ]
     rows = [
         [str(rank.rank), rank.host, f"{rank.cpu:.2f}", f"{rank.peak_bytes / 2**30:.2f}", f"{rank.disk_read_bytes / 1e6:,.0f}",

@@ -15,7 +15,7 @@ from ..cluster.slurm import Job
 from ..cluster.status import Status, look, recent_events, summarize
 from ..errors import RunError
 from ..monitoring.record import read
-from ..training.events import epoch_records, read_events
+from ..training.events import last_records, read_events
 from ..training.heartbeat import read_beats
 from ..training.layout import CONFIG, RECORD
 
@@ -85,7 +85,7 @@ def gather(run_dir: Path, card: Path | None = None, jobs: Mapping[str, Job] | No
     pictures = [path for kind in _PICTURES for path in sorted((run_dir / "plots").glob(f"{kind}*.png"))]
     found = _card(run_dir, card)
     return RunFiles(
-        run_dir, status, config, record, events, epoch_records(run_dir), samples, evaluations, pictures,
+        run_dir, status, config, record, events, last_records(events), samples, evaluations, pictures,
         parsed(found) if found else None, missing,
     )  # fmt: skip
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import urllib.parse
 from collections.abc import Callable
+from html import escape
 
 from ..errors import HvdImagingError, SetupError
 
@@ -23,13 +25,17 @@ def serve(page: Callable[[], str], port: int, said: Callable[[str], None]) -> No
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            # A page of another site that has its name point here would read this one: only our own names are answered.
+            if urllib.parse.urlsplit(f"//{self.headers.get('Host', '')}").hostname not in ("localhost", "127.0.0.1", "::1"):
+                self.send_error(403)
+                return
             if self.path != "/":
                 self.send_error(404)
                 return
             try:
                 body, code = page().encode(), 200
             except HvdImagingError as error:
-                body, code = f"<!DOCTYPE html><title>error</title><p>{type(error).__name__}".encode(), 500
+                body, code = f"<!DOCTYPE html><meta http-equiv=refresh content=5><title>error</title><p>{escape(str(error))}".encode(), 500
             self.send_response(code)
             self.send_header("Content-Type", "text/html; charset=utf-8")
             self.send_header("Content-Length", str(len(body)))

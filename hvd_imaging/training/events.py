@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -83,5 +84,10 @@ def read_events(run_dir: str | Path, name: str = NAME) -> list[dict[str, Any]]:
 
 def epoch_records(run_dir: str | Path) -> list[dict[str, Any]]:
     """The last record of each epoch in order: a resumed run repeats the epoch that it was killed in."""
-    records = {event["epoch"]: event for event in read_events(run_dir) if event["event"] == "epoch"}
+    return last_records(read_events(run_dir))
+
+
+def last_records(events: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """`epoch_records` of events that were read already; pure."""
+    records = {event["epoch"]: event for event in events if event["event"] == "epoch"}
     return [records[epoch] for epoch in sorted(records)]
