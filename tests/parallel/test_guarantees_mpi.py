@@ -268,6 +268,8 @@ def test_a_rank_that_waits_for_its_data_is_named_by_the_others(folder):
     assert done.returncode == 7, done.stderr
     assert "rank 0: waited" in done.stderr and "missing: rank 1 on " in done.stderr and "last event 'input'" in done.stderr
     (event,) = [e for e in read_events(folder / "stall") if e["event"] == "stall"]
+    (own,) = [e for e in read_events(folder / "stall", f"ranks/log-{event['rank']:05d}.jsonl") if e["event"] == "stall"]
+    assert own["message"] == event["message"]
     assert event["rank"] == 0
 
 
