@@ -10,8 +10,10 @@ from typing import Any
 from ..errors import ConfigError
 from ..training.layout import SCRIPTS
 from .request import STEPS, Request
-from .templates import directive, render
+from .templates import Expanded, directive, render
 
+HOSTS = Expanded('"$hosts"')
+"""For horovodrun, which does not ask Slurm; set by the template."""
 FOLDER = SCRIPTS
 """In the run folder: scripts, their output, and what was submitted."""
 
@@ -127,7 +129,7 @@ def launcher(step: str, request: Request) -> list[str]:
         cores = [f"--cpus-per-task={request.cpus_per_task}"] if request.cpus_per_task else ["--cpu-bind=none"]
         return ["srun", "--mpi=pmix", *cores, *([*inside, request.container] if request.container else []), program]
     if request.launcher == "horovodrun" and step in ("train", "compress"):
-        return ["horovodrun", "-np", ranks, program]
+        return ["horovodrun", "-np", ranks, "-H", HOSTS, program]
     if step == "train":
         grace = str(request.signal_seconds * 5 // 6)
         binding = ["--mpirun-arg", "--bind-to", "--mpirun-arg", "none"]

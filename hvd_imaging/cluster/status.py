@@ -209,6 +209,8 @@ def with_slurm(state: str, why: str, rows: Sequence[Mapping[str, Any]]) -> tuple
     waiting = [row for row in rows if row["state"] in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED")]
     running = [row for row in rows if row["state"] in ("RUNNING", "COMPLETING", "STOPPED", "SIGNALING", "STAGE_OUT")]
     failed = [row for row in rows if row["state"] in ENDED and row["state"] != "COMPLETED"]
+    if rows and state == "new" and all(row["state"] == "COMPLETED" for row in rows):
+        return "done", "all tasks have ended well; each is a run of its own below this folder" if any(row.get("tasks") for row in rows) else ""
     if running:
         steps = ", ".join(f"{row['step']} job {row['id']}" for row in running)
         if all(row["state"] == "COMPLETING" for row in running):

@@ -31,9 +31,13 @@ def directive(option: str, value: object = None) -> str:
     return f"--{option}={text}"
 
 
+class Expanded(str):
+    """A word that the shell expands when the job runs; it brings its quotes."""
+
+
 def words(values: Iterable[object]) -> str:
     """Words of a shell command line."""
-    return shlex.join(str(value) for value in values)
+    return " ".join(value if isinstance(value, Expanded) else shlex.quote(str(value)) for value in values)
 
 
 def environment(folders: Iterable[Path]) -> jinja2.Environment:

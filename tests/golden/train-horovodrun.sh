@@ -11,6 +11,7 @@
 cd /data/ada/lung || exit
 export PATH=/data/ada/venv/bin:"$PATH"
 echo "$(date -Is) train: job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, start $((${SLURM_RESTART_COUNT:-0} + 1))"
+hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed 's/$/:1/' | paste -sd,)
 # horovodrun does not pass signals on: it is ended, and what came after the last checkpoint is computed again.
 child='' asked=''
 # shellcheck disable=SC2317 # the traps call it
@@ -20,7 +21,7 @@ ask() {
 }
 trap 'ask requeue' USR1
 trap 'ask leave' TERM
-horovodrun -np 2 hvd-imaging train runs/unet3d/slurm/run.yaml --run-dir runs/unet3d --resume --set train.epochs=20 &
+horovodrun -np 2 -H "$hosts" hvd-imaging train runs/unet3d/slurm/run.yaml --run-dir runs/unet3d --resume --set train.epochs=20 &
 child=$!
 wait "$child"
 code=$?

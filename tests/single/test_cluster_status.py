@@ -71,6 +71,7 @@ def row(state, **values):
         ("stopped", [row("CANCELLED")], "stopped"),
         ("done", [row("COMPLETED")], "done"),
         ("done", [row("COMPLETED"), row("RUNNING", step="evaluate")], "ending"),
+        ("new", [row("COMPLETED", tasks={"COMPLETED": 2})], "done"),
         ("done", [row("COMPLETED"), row("FAILED", step="evaluate", code=4)], "failed"),
     ],
 )
