@@ -85,7 +85,7 @@ def _workstation(prices: Prices, years: float, by_year: Sequence[tuple[Disks, Ma
     raw = by_year[-1][0].raw_tb
     if raw > prices.storage.workstation_tb:
         why = f"{raw:,.0f} TB of disks do not fit into one machine ({prices.storage.workstation_tb:,.0f} TB)"
-    parts = {"machine": machine_share(node, years), "disks": disks, "electricity": kwh * prices.overhead * prices.kwh,
+    parts = {"machines": machine_share(node, years), "disks": disks, "electricity": kwh * prices.overhead * prices.kwh,
              "staff": prices.staff_year * years * prices.staff_share.get("workstation", 0.0)}  # fmt: skip
     return Way("workstation", parts, kwh * prices.overhead, not why, why)
 

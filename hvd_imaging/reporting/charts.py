@@ -64,13 +64,14 @@ def bundle(series: Mapping[str, Sequence[tuple[float, float]]], most: int = 8, b
 
 def line_chart(
     series: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str, y_from_zero: bool = False,
-    marks: Sequence[tuple[float, str]] = (), points: bool = False,
+    marks: Sequence[tuple[float, str]] = (), points: bool = False, years: bool = False,
 ) -> str:  # fmt: skip
     """Lines over a number.
 
     Args:
         series: name -> (x, y) in order; values that are not finite are left out.
         marks: (x, text) of vertical lines, such as restarts.
+        years: x is a year and its part.
         points: dots as well, for few values.
 
     Returns:
@@ -84,7 +85,7 @@ def line_chart(
     ys = [y for values in clean.values() for _, y in values]
     x0, x1 = min(xs), max(xs)
     y0, y1 = (0.0 if y_from_zero else min(ys)), max(ys)
-    whole = all(float(x).is_integer() for x in xs)
+    whole = years or all(float(x).is_integer() for x in xs)
     if x1 == x0:
         x0, x1 = x0 - 0.5, x1 + 0.5
     if y1 == y0:
@@ -92,7 +93,7 @@ def line_chart(
     if not y_from_zero:
         y0, y1 = y0 - 0.04 * (y1 - y0), y1 + 0.04 * (y1 - y0)
     place_x, place_y = _scale(x0, x1, _LEFT, WIDTH - _RIGHT), _scale(y0, y1, HEIGHT - _BOTTOM, _TOP)
-    parts = _frame(x0, x1, y0, y1, x_label, y_label, whole)
+    parts = _frame(x0, x1, y0, y1, x_label, y_label, whole, years)
     for x, text in marks:
         if x0 <= x <= x1:
             at = place_x(x)
@@ -195,7 +196,7 @@ def _scale(low: float, high: float, start: float, end: float) -> Callable[[float
     return lambda value: start + (value - low) / span * (end - start)
 
 
-def _frame(x0: float, x1: float, y0: float, y1: float, x_label: str, y_label: str, whole: bool) -> list[str]:
+def _frame(x0: float, x1: float, y0: float, y1: float, x_label: str, y_label: str, whole: bool, years: bool) -> list[str]:
     place_x, place_y = _scale(x0, x1, _LEFT, WIDTH - _RIGHT), _scale(y0, y1, HEIGHT - _BOTTOM, _TOP)
     parts = []
     for value in ticks(y0, y1):
@@ -204,7 +205,7 @@ def _frame(x0: float, x1: float, y0: float, y1: float, x_label: str, y_label: st
         parts.append(f'<text class="tick" text-anchor="end" x="{_LEFT - 6}" y="{at + 4:.1f}">{number(value)}</text>')
     for value in ticks(x0, x1, 8, whole):
         anchor, at = ("end", WIDTH) if place_x(value) > WIDTH - 20 else ("middle", place_x(value))
-        parts.append(f'<text class="tick" text-anchor="{anchor}" x="{at:.1f}" y="{HEIGHT - _BOTTOM + 15}">{number(value)}</text>')
+        parts.append(f'<text class="tick" text-anchor="{anchor}" x="{at:.1f}" y="{HEIGHT - _BOTTOM + 15}">{f"{value:.0f}" if years else number(value)}</text>')
     parts.append(f'<line class="axis" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{HEIGHT - _BOTTOM}" y2="{HEIGHT - _BOTTOM}"/>')
     parts.append(f'<text class="tick" text-anchor="end" x="{WIDTH - _RIGHT}" y="{HEIGHT - 4}">{escape(x_label)}</text>')
     parts.append(f'<text class="tick" x="0" y="12">{escape(y_label)}</text>')

@@ -39,11 +39,12 @@ def _volume(plan: Plan) -> Section:
     record = [(year(month.index), month.bytes / 1e9) for month in plan.months]
     points = plan.forecast.points
     month_chart = line_chart(
-        {"recorded": record, "forecast": [(year(p.index), p.value / 1e9) for p in points], "90 % above": [(year(p.index), p.low / 1e9) for p in points],
-         "90 % below": [(year(p.index), p.high / 1e9) for p in points]}, "year", "GB a month", True)  # fmt: skip
+        {"recorded": record, "forecast": [(year(p.index), p.value / 1e9) for p in points], "low (90 %)": [(year(p.index), p.low / 1e9) for p in points],
+         "high (90 %)": [(year(p.index), p.high / 1e9) for p in points]}, "year", "GB a month", True, years=True)  # fmt: skip
     held_chart = line_chart(
         {"held": [(year(plan.months[-1].index), plan.held_today / TB), *((year(p.index), p.value / TB) for p in plan.held)],
-         "low": [(year(p.index), p.low / TB) for p in plan.held], "high": [(year(p.index), p.high / TB) for p in plan.held]}, "year", "TB", True)  # fmt: skip
+         "low (90 %)": [(year(p.index), p.low / TB) for p in plan.held],
+         "high (90 %)": [(year(p.index), p.high / TB) for p in plan.held]}, "year", "TB", True, years=True)  # fmt: skip
     return Section("Images", plan.notes, [("New images by month", month_chart), ("Images held", held_chart)])
 
 
@@ -110,6 +111,7 @@ def draw_plan(path: Path, plan: Plan) -> None:
 
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
         raise SetupError("plan: the picture needs matplotlib: pip install 'hvd_imaging[plan]'") from None
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -125,6 +127,8 @@ def draw_plan(path: Path, plan: Plan) -> None:
     for year in plan.years:
         right.axhline(year.disks.usable_tb, color="#5f6873", linewidth=0.8, linestyle="--")
         right.annotate(f"usable for {year.name}: {year.disks.usable_tb:,.1f} TB", (x[0], year.disks.usable_tb), fontsize=8, va="bottom")
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.set(title="Images held", ylabel="TB", xlabel="year", ylim=(0, None))
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
