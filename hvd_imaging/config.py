@@ -280,8 +280,10 @@ class TrainConfig(Section):
 
 
 class ParallelConfig(Section):
-    """How ranks talk."""
+    """How ranks share the work, and how they talk."""
 
+    data: Positive | None = Field(None, description="spatial groups, each with its part of every global batch; null: world size / spatial")
+    spatial: Positive = Field(1, description="ranks that share each volume, a slab of its depth each; see docs/model-parallel.md")
     compression: Literal["none", "fp16", "powersgd", "auto"] = Field(
         "none", description="of gradients on the wire; pays on slow links; auto: measured at the start"
     )

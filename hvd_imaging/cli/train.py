@@ -35,9 +35,12 @@ def command(config: Path, assignments: tuple[str, ...], resume: bool, run_dir: P
     """Train a network on a dataset, alone or on many ranks."""
     from .. import bootstrap
     from ..config import RunConfig, load
+    from ..parallel.grid import make_grid
+    from ..world import world_from_environment
 
     settings = load(RunConfig, config, assignments)
     parallel = settings.parallel
+    grid = make_grid(parallel, world_from_environment().size)
     os.environ.update(bootstrap.horovod_variables(parallel.fusion_mb, parallel.cycle_ms))
     threads = bootstrap.prepare(settings.threads_per_rank)
     bootstrap.load_tensorflow()
@@ -45,7 +48,7 @@ def command(config: Path, assignments: tuple[str, ...], resume: bool, run_dir: P
     from ..parallel.horovod import Horovod
     from ..training.loop import train
 
-    hvd = Horovod()
+    hvd = Horovod(grid)
     directory = run_dir or Path(settings.output.run_dir)
     with TrainingReport(hvd.world, quiet=as_json) as report:
         if hvd.world.is_root:

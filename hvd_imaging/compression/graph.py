@@ -6,15 +6,14 @@ addition adds to it, and what every reader reads. (Li et al., 2017, section 3.3;
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import tensorflow as tf
 
-from ..errors import RunError
-from ..lowering.lower import check_functional
 from ..models.blocks import Dropout, GroupNorm
+from ..models.graph import check_functional, nodes
 
 keras = tf.keras
 layers = keras.layers
@@ -31,25 +30,6 @@ _KEEP = (
     layers.SpatialDropout2D, layers.SpatialDropout3D,
 )  # fmt: skip
 _JOIN = (layers.Add, layers.Subtract, layers.Multiply, layers.Maximum, layers.Average)
-
-
-def nodes(model: Any) -> Iterator[Any]:
-    """Calls of layers, each after those that it reads; inputs left out.
-
-    Raises:
-        RunError: a subclassed network, or one with networks inside.
-    """
-    check_functional(model)
-    for depth in sorted(model._nodes_by_depth, reverse=True):
-        for node in model._nodes_by_depth[depth]:
-            if not node.keras_inputs:
-                continue
-            if isinstance(node.layer, keras.Model):
-                raise RunError(
-                    f"network '{model.name}': layer '{node.layer.name}' is a network itself; build it from its layers, so that "
-                    "its filters can be seen"
-                )
-            yield node
 
 
 def rebuild(model: Any, change: Callable[[Any], Any]) -> Any:

@@ -15,8 +15,9 @@ import tensorflow as tf
 from ..errors import RunError
 from ..inference.exported import INPUT, OUTPUT
 from ..lowering import layers as own
-from ..lowering.lower import check_functional, same_padding
+from ..lowering.lower import same_padding
 from ..models.blocks import Dropout, GroupNorm
+from ..models.graph import check_functional
 from ..models.spec import ModelSpec
 
 OPSET, IR = 17, 8

@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from ..errors import RunError
 from ..models.blocks import Dropout, GroupNorm
+from ..models.graph import check_functional
 from . import layers as own
 
 keras = tf.keras
@@ -53,19 +54,6 @@ def lower(model: Any) -> Any:
     found = walk.run(model, [Value(t) for t in inputs])
     outputs = [walk.plain(v).tensor for v in found]
     return keras.Model(inputs, outputs if len(outputs) > 1 else outputs[0], name=model.name)
-
-
-def check_functional(model: Any) -> None:
-    """Refuse a network whose layers can not be seen.
-
-    Raises:
-        RunError: a subclassed model.
-    """
-    if not getattr(model, "_is_graph_network", False):
-        raise RunError(
-            f"network '{model.name}' is not a functional Keras model, so its layers can not be seen; "
-            "build it with keras.Model(inputs, outputs)"
-        )
 
 
 def same_padding(length: int, size: int, stride: int, dilation: int = 1) -> tuple[int, int]:

@@ -71,20 +71,29 @@ def draws(of_rows: Any) -> Iterator[None]:
 class Dropout(layers.Layer):
     """Dropout (Srivastava et al., 2014) whose draws belong to the sample: no rank, no batch and no resume changes them.
 
-    ``spatial`` drops whole channels. Input and output ``(N, ..., C)``. Outside :func:`draws` it draws from the clock.
+    ``spatial`` drops whole channels. Input and output ``(N, ..., C)``. Outside :func:`draws` it draws from the clock. Slices of a
+    volume ``(N, D, H, W, C)`` have draws of their own, so that a slab that begins at slice ``first`` drops what the volume would.
     """
 
     def __init__(self, rate: float, spatial: bool = False, **kwargs) -> None:
         super().__init__(**kwargs)
         self.rate, self.spatial = rate, spatial
 
-    def call(self, x, training=None):
+    def call(self, x, training=None, first=0):
         if not training or not self.rate:
             return x
         shape = [1] * (len(x.shape) - 2) + [x.shape[-1]] if self.spatial else x.shape[1:]
         if _draws:
             seeds = _draws[-1] + tf.constant([0, zlib.crc32(self.name.encode()) & 0x7FFFFFFF], tf.int32)
-            draw = tf.map_fn(lambda seed: tf.random.stateless_uniform(shape, seed), seeds, fn_output_signature=tf.float32)
+
+            def uniform(seed):
+                if self.spatial or len(x.shape) != 5:
+                    return tf.random.stateless_uniform(shape, seed)
+                fold = tf.random.experimental.stateless_fold_in
+                slices = tf.range(first, first + x.shape[1])
+                return tf.map_fn(lambda z: tf.random.stateless_uniform(shape[1:], fold(seed, z)), slices, fn_output_signature=tf.float32)
+
+            draw = tf.map_fn(uniform, seeds, fn_output_signature=tf.float32)
         else:
             draw = tf.random.uniform([tf.shape(x)[0], *shape])
         return tf.where(draw >= self.rate, x / (1 - self.rate), tf.zeros_like(x))

@@ -9,12 +9,14 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ..errors import SetupError, on_all_ranks
+from ..errors import ConfigError, SetupError, on_all_ranks
 from ..world import World, bounds, world_from_environment
+from .grid import Grid
 
 
 class Horovod:
@@ -22,19 +24,26 @@ class Horovod:
 
     In a world of one every call returns its own value.
 
+    Args:
+        grid: which ranks share volumes; `group` is this rank's group of them.
+
     Raises:
         SetupError: Horovod is missing, was built without what the launcher needs, or sees another world size.
+        ConfigError: on all ranks, if they do not agree on the grid.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, grid: Grid | None = None) -> None:
         expected = world_from_environment()
         self.world = expected
+        self.grid, self.group = grid or Grid(expected.size), Group()
+        spatial = self.grid.spatial
         if expected.size == 1:
             return  # nothing to talk to: no MPI, no Horovod is loaded
         by_gloo = os.environ.get("HOROVOD_CONTROLLER", "").lower() == "gloo"
         if not by_gloo:
             # Before hvd.init(): where both are used, MPI must be initialized by mpi4py or it is finalized twice.
             _import_mpi(expected)
+            _check_agreed(spatial)
         try:
             import horovod.tensorflow as hvd
         except ImportError as error:
@@ -43,7 +52,9 @@ class Horovod:
             ) from error
         check_build(expected, by_gloo, hvd.mpi_built(), hvd.gloo_built())
         before = set(os.listdir("/proc/self/task"))
-        hvd.init()
+        # Registered alike on all ranks; what all ranks do together needs no set of its own.
+        sets = [hvd.ProcessSet(ranks) for ranks in self.grid.groups()] if 1 < spatial < expected.size else []
+        hvd.init(process_sets=sets)
         _step_back(set(os.listdir("/proc/self/task")) - before)
         self._hvd = hvd
         self.world = World(hvd.rank(), hvd.size(), hvd.local_rank(), hvd.local_size())
@@ -52,7 +63,15 @@ class Horovod:
                 f"the launcher started {expected.size} ranks, but Horovod sees {self.world.size}: Horovod was built for "
                 "another MPI than this mpirun; `hvd-imaging doctor` shows both"
             )
+        if spatial > 1:
+            data, index = self.grid.place(self.world.rank)
+            self.group = Group(hvd, sets[data] if sets else hvd.global_process_set, spatial, index)
         self._take_gpu()
+
+    @property
+    def data_world(self) -> World:
+        """This rank's place among the spatial groups: which part of a global batch is its group's."""
+        return World(self.grid.place(self.world.rank)[0], self.grid.data)
 
     def _take_gpu(self) -> None:
         """Give each local rank a GPU of its own; without this all ranks of a node would share the first one."""
@@ -146,6 +165,51 @@ def _step_back(threads: set[str]) -> None:
         # Gone already, or the machine does not allow it: then it is as it was.
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, int(thread), 19)
+
+
+class Group:
+    """The ranks that share a volume, and their collective calls, in a graph. A group of one has nobody to call.
+
+    Attributes:
+        size: ranks in it.
+        index: of this rank, in order of depth.
+    """
+
+    def __init__(self, hvd: Any = None, process_set: Any = None, size: int = 1, index: int = 0) -> None:
+        self._hvd, self._set, self.size, self.index = hvd, process_set, size, index
+
+    def exchange(self, rows: Any, split: Sequence[int], name: str) -> Any:
+        """Send ``split[r]`` rows of the first axis to each rank ``r``; the rows meant for this one, in rank order."""
+        if self.size == 1:
+            return rows
+        return self._hvd.alltoall(rows, splits=list(split), name=name, ignore_name_scope=True, process_set=self._set)[0]
+
+    def gather(self, tensor: Any, name: str) -> Any:
+        """The tensors of all ranks ``(size, ...)``."""
+        if self.size == 1:
+            return tensor[None]
+        gathered = self._hvd.allgather(tensor[None], name=name, ignore_name_scope=True, process_set=self._set)
+        gathered.set_shape([self.size, *tensor.shape])
+        return gathered
+
+    def sum(self, tensor: Any, name: str) -> Any:
+        """Sum over the ranks. Has no gradient of its own: see :func:`hvd_imaging.parallel.halo.total`."""
+        if self.size == 1:
+            return tensor
+        return self._hvd.allreduce(tensor, op=self._hvd.Sum, name=name, ignore_name_scope=True, process_set=self._set)
+
+
+def _check_agreed(spatial: int) -> None:
+    # By MPI itself: Horovod has to be told of its process sets when it starts, and hangs where they differ.
+    from mpi4py import MPI
+
+    found = MPI.COMM_WORLD.allgather(spatial)
+    if len(set(found)) > 1:
+        odd = next(rank for rank, value in enumerate(found) if value != found[0])
+        raise on_all_ranks(ConfigError(
+            f"parallel.spatial: rank 0 has {found[0]}, rank {odd} has {found[odd]}; all ranks must form the same process sets: start them with "
+            "one configuration"
+        ))  # fmt: skip
 
 
 def is_peer_failure(error: BaseException) -> bool:

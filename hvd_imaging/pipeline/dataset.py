@@ -20,20 +20,30 @@ from ..errors import HvdImagingError
 from ..shards.manifest import Manifest, Sample
 from ..shards.reader import ShardReader
 from ..world import World, bounds
-from .augment import augment
+from .augment import augment, draw, source_slices
 from .plan import Cut, EpochPlan, Tile, generator, tiles
 
 Triple = tuple[int, int, int]
+Interval = tuple[int, int]
 Example = tuple[np.ndarray, ...]
 
 _NO_DRAW = np.zeros(2, np.int32)  # validation has no random layers
 
 
 class TrainingData:
-    """Draws training examples; one object a run."""
+    """Draws training examples; one object a run.
 
-    def __init__(self, reader: ShardReader, config: DataConfig, seed: int, batch: int) -> None:
+    Args:
+        reader: of the dataset.
+        config: what is read.
+        seed: of the run.
+        batch: the global one.
+        slab: slices [start, stop) of each patch that this rank has, where ranks share volumes; only they are read. Default: all.
+    """
+
+    def __init__(self, reader: ShardReader, config: DataConfig, seed: int, batch: int, slab: Interval | None = None) -> None:
         manifest = reader.manifest
+        self.slab = slab or (0, config.patch[0])
         self.manifest, self.config, self.seed, self.batch = manifest, config, seed, batch
         self.hash = manifest.hash()
         self.samples = manifest.of_split(config.train_split)
@@ -46,17 +56,20 @@ class TrainingData:
 
     def example(self, epoch: int, item: int) -> Example:
         """One augmented example: a pure function of (seed, epoch, item) and the dataset."""
-        sample, draw = self.samples[item // self.draws], item % self.draws
-        random = generator(self.seed, "example", epoch, sample.id, draw)
-        if self.manifest.task == "segmentation":
+        sample, number = self.samples[item // self.draws], item % self.draws
+        patch, how = self.config.patch, self.config.augment
+        random = generator(self.seed, "example", epoch, sample.id, number)
+        segments = self.manifest.task == "segmentation"
+        if segments:
             voxels = self.reader.foreground(sample)
-            start = patch_start(sample.shape[:3], self.config.patch, voxels, self.config.foreground, random)
-            image, mask = self.reader.read(sample, start, self.config.patch)
-            assert mask is not None
+            start = patch_start(sample.shape[:3], patch, voxels, self.config.foreground, random)
         else:
-            image, mask = read_centre(self.reader, sample, self.config.patch), None
-        if self.config.augment is not None:
-            image, mask = augment(image, mask, self.config.augment, random)
+            start = centre(sample, patch)
+        draws = None if how is None else draw(how, random)
+        image, mask = read_slices(self.reader, sample, start, patch, source_slices(draws, patch[0], self.slab))
+        mask = mask if segments else None
+        if how is not None and draws is not None:
+            image, mask = augment(image, mask, how, draws, self.slab[0])
         label = np.int32(sample.label or 0) if mask is None else mask.astype(np.int32)
         return image, np.asarray(label), random.integers(-(2**31), 2**31, 2).astype(np.int32)
 
@@ -103,14 +116,15 @@ class TrainingData:
         return np.asarray(wanted, np.float32)
 
     def _empty(self) -> Example:
-        return empty_example(self.config.patch, self.manifest)
+        return empty_example(self.config.patch, self.manifest, self.slab)
 
 
 class ValidationData:
     """The whole validation split in a fixed order: tiles of each volume, or each image once."""
 
-    def __init__(self, reader: ShardReader, config: DataConfig, batch: int) -> None:
+    def __init__(self, reader: ShardReader, config: DataConfig, batch: int, slab: Interval | None = None) -> None:
         manifest = reader.manifest
+        self.slab = slab or (0, config.patch[0])
         self.manifest, self.config, self.batch = manifest, config, batch
         self.samples = manifest.of_split(config.val_split)
         self.reader = reader
@@ -125,7 +139,7 @@ class ValidationData:
         """(item index of each row, batch) of this rank's share."""
         start, stop = bounds(len(self.items), world.size, world.rank)
         groups = [range(at, min(at + self.batch, stop)) for at in range(start, stop, self.batch)]
-        empty = empty_example(self.config.patch, self.manifest)
+        empty = empty_example(self.config.patch, self.manifest, self.slab)
 
         def parts() -> Iterator[tuple[np.ndarray, ...]]:
             for group in groups:
@@ -134,18 +148,16 @@ class ValidationData:
         yield from zip(groups, prefetched(parts, empty, self.batch), strict=True)
 
     def _example(self, index: int, tile: Tile | None) -> Example:
-        sample = self.samples[index]
+        sample, patch = self.samples[index], self.config.patch
         if tile is None:
-            return (
-                read_centre(self.reader, sample, self.config.patch), np.asarray(np.int32(sample.label or 0)), _NO_DRAW
-            )  # fmt: skip
-        image, mask = self.reader.read(sample, tile.start, self.config.patch)
+            image, _ = read_slices(self.reader, sample, centre(sample, patch), patch, self.slab)
+            return image, np.asarray(np.int32(sample.label or 0)), _NO_DRAW
+        image, mask = read_slices(self.reader, sample, tile.start, patch, self.slab)
         assert mask is not None
         # Voxels outside the volume, or of another tile, are not scored.
         label = np.full(mask.shape, -1, np.int32)
-        own = tuple(
-            slice(first - start, stop - start) for start, (first, stop) in zip(tile.start, tile.own, strict=True)
-        )
+        start = (tile.start[0] + self.slab[0], *tile.start[1:])
+        own = tuple(slice(max(0, first - at), max(0, stop - at)) for at, (first, stop) in zip(start, tile.own, strict=True))
         label[own] = mask[own]
         return image, label, _NO_DRAW
 
@@ -170,14 +182,23 @@ def patch_start(
     return int(start[0]), int(start[1]), int(start[2])
 
 
-def read_centre(reader: ShardReader, sample: Sample, patch: Triple) -> np.ndarray:
-    """The central ``patch`` of a sample, zero-padded: float32 ``(D, H, W, C)``."""
-    start = tuple((side - wanted) // 2 for side, wanted in zip(sample.shape[:3], patch, strict=True))
-    return reader.read(sample, start, patch)[0]  # type: ignore[arg-type]
+def centre(sample: Sample, patch: Triple) -> Triple:
+    """Where the central ``patch`` of a sample begins; it is zero-padded where the sample is smaller."""
+    depth, height, width = ((side - wanted) // 2 for side, wanted in zip(sample.shape[:3], patch, strict=True))
+    return depth, height, width
 
 
-def empty_example(patch: Triple, manifest: Manifest) -> Example:
-    """Zeros in the shapes of an example."""
+def read_slices(
+    reader: ShardReader, sample: Sample, start: Triple, patch: Triple, slices: Interval
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Some slices of the patch that begins at ``start``; nothing else of it is read."""
+    first, last = slices
+    return reader.read(sample, (start[0] + first, *start[1:]), (last - first, *patch[1:]))
+
+
+def empty_example(patch: Triple, manifest: Manifest, slab: Interval | None = None) -> Example:
+    """Zeros in the shapes of an example, or of a slab of it."""
+    patch = patch if slab is None else (slab[1] - slab[0], *patch[1:])
     label = np.zeros(patch if manifest.task == "segmentation" else (), np.int32)
     return np.zeros((*patch, manifest.channels), np.float32), label, np.zeros(2, np.int32)
 

@@ -29,7 +29,9 @@ from ..monitoring.stragglers import stragglers
 from ..monitoring.tracking import MLflow
 from ..parallel.choose import settle
 from ..parallel.exchange import check_exchange, make_exchange
+from ..parallel.grid import check_grid
 from ..parallel.horovod import Horovod, is_peer_failure
+from ..parallel.spatial import SlabModel
 from ..pipeline.cache import open_cache
 from ..pipeline.dataset import TrainingData, ValidationData
 from ..pipeline.plan import Cut, balanced_cut, busiest, check_fits, equal_cut
@@ -126,6 +128,7 @@ class Trainer:
     ) -> None:  # fmt: skip
         self.config, self.directory, self.hvd, self.requests, self.start = config, directory, hvd, requests, start
         self.world = world = hvd.world
+        self.share = hvd.data_world
         self.report = report if report is not None and world.is_root else Silent()
         self.writer = checkpoint.Writer()
         self.heart: Heartbeat | None = None
@@ -144,11 +147,14 @@ class Trainer:
         dataset = Path(config.data.dataset)
         self.cache = together(hvd, lambda: open_cache(config.data.cache, dataset, manifest, world, self._say))
         reader = self.cache.reader(dataset, manifest)
-        self.data = TrainingData(reader, config.data, config.train.seed, config.train.batch_size)
-        self.cut = together(hvd, lambda: self._first_cut())
-        rows = max(1, config.train.batch_size // (config.train.exact_parts if self._exact else world.size))
-        self.validation = ValidationData(reader, config.data, rows)
+        together(hvd, lambda: self._check_grid())
         self.model = together(hvd, lambda: start.network(self.spec))
+        # Ranks that share volumes call the network slab by slab; its weights stay those of the whole.
+        self.net, slab = together(hvd, lambda: self._on_slabs(self.model))
+        self.data = TrainingData(reader, config.data, config.train.seed, config.train.batch_size, slab)
+        self.cut = together(hvd, lambda: self._first_cut())
+        rows = max(1, config.train.batch_size // (config.train.exact_parts if self._exact else self.share.size))
+        self.validation = ValidationData(reader, config.data, rows, slab)
         self.optimizer = make_optimizer(config.train)
         self.optimizer.build(self.model.trainable_variables)
         weights_of_class = class_weights(config.train, self.data, self.spec)
@@ -195,9 +201,10 @@ class Trainer:
         hvd.broadcast_variables([*self.model.weights, *self.optimizer.variables, *self.exchange.variables])
         self.start.begin(self.model)
         self.step = Step(
-            self.model, self.optimizer, weights_of_class, config.train, self.exchange, self.cut.micro, self.start.training
+            self.net, self.optimizer, weights_of_class, config.train, self.exchange, self.cut.micro, self.start.training
         )
-        self.validate_batch = make_validation_step(models.inference_model(self.model), self.spec.task)
+        judged, _ = self._on_slabs(models.inference_model(self.model))
+        self.validate_batch = make_validation_step(judged, self.spec.task)
 
         self.log = EventLog(directory, active=world.is_root)
         self.board = TensorBoard(directory, active=world.is_root and config.output.tensorboard)
@@ -223,6 +230,7 @@ class Trainer:
         self.report.message(
             f"{self.spec.model.name}: {self.model.count_params():,} parameters, {len(self.data.samples)} samples, "
             f"{self.steps} steps an epoch, {world.size} rank{'s' * (world.size > 1)}"
+            + (f", {hvd.grid.spatial} to a volume" if hvd.grid.spatial > 1 else "")
         )
         if not meta and self.start.judged and self.validation.samples and self.start.settled(0, self.last_step):
             self._judge_start()
@@ -241,13 +249,28 @@ class Trainer:
             weights = [w.numpy() for w in self.model.weights]
             self.writer.submit(self.directory / run.BEST, checkpoint.State(weights, [], meta))
 
+    def _check_grid(self) -> None:
+        train, parallel = self.config.train, self.config.parallel
+        whole = {
+            "train.balance=auto": train.balance == "auto", "train.reproducible=exact": self._exact,
+            "parallel.reduction=adasum": parallel.reduction == "adasum",
+        }  # fmt: skip
+        check_grid(self.hvd.grid, self.config.data.patch[0], [name for name, used in whole.items() if used])
+
+    def _on_slabs(self, model: Any) -> tuple[Any, tuple[int, int] | None]:
+        group = self.hvd.group
+        if group.size == 1:
+            return model, None
+        net = SlabModel(model, group)
+        return net, (net.bounds[group.index], net.bounds[group.index + 1])
+
     @property
     def _exact(self) -> bool:
         return self.config.train.reproducible == "exact"
 
     def _first_cut(self) -> Cut:
-        train, size = self.config.train, self.world.size
-        check_fits(len(self.data.samples) * self.data.draws, train.batch_size, self.world, "train")
+        train, size = self.config.train, self.share.size
+        check_fits(len(self.data.samples) * self.data.draws, train.batch_size, self.share, "train")
         check_exchange(self.config, self.hvd)
         # Exact bits: always the same parts, spread over the ranks.
         return equal_cut(size, max(1, train.exact_parts // size) if self._exact else train.accumulate)
@@ -257,10 +280,10 @@ class Trainer:
             return meta["compression"], "as before the resume"
 
         def compute() -> float:
-            rows = self.cut.rows(self.data.batch, self.world.rank)
+            rows = self.cut.rows(self.data.batch, self.share.rank)
             batch = self.data.blank(rows)
             return self.cut.micro * time_gradients(
-                self.model, self.optimizer, weights_of_class, self.config.train.loss, batch
+                self.net, self.optimizer, weights_of_class, self.config.train.loss, batch
             )
 
         return settle(self.config, self.hvd, shapes, compute)
@@ -331,7 +354,7 @@ class Trainer:
     def stream(self) -> Iterator[Any]:
         """This rank's batches from here to the end, cut as they are now."""
         epochs = range(self.position.epoch, self.config.train.epochs)
-        return self.data.batches(epochs, self.position.step, self.cut, self.world.rank)
+        return self.data.batches(epochs, self.position.step, self.cut, self.share.rank)
 
     def take_in(self, outcome: Outcome, rate: float) -> None:
         """What all ranks decide after a step, each by itself and all alike."""
@@ -425,7 +448,7 @@ class Trainer:
 
     def mine(self, count: int) -> int:
         """This rank's samples of a global batch of ``count``."""
-        return sum(len(self.cut.part(np.arange(count), self.world.rank, m)) for m in range(self.cut.micro))
+        return sum(len(self.cut.part(np.arange(count), self.share.rank, m)) for m in range(self.cut.micro))
 
     def _gather_times(self) -> np.ndarray:
         """(3,) mean seconds of this epoch over the ranks; what each of them had is written down, and who is slow."""

@@ -18,6 +18,7 @@ from ..config import TrainConfig
 from ..models.blocks import draws
 from ..models.losses import sample_losses
 from ..parallel.exchange import Sum, pair_sum, tree_sum
+from ..parallel.spatial import SlabModel
 
 keras = tf.keras
 
@@ -105,7 +106,7 @@ class Step:
             totals, norms, applied, _ = self._update(gradients, sums, *rest)
             totals, exchange_s = totals.numpy(), time.perf_counter() - computed
         return Outcome(
-            sums=totals[:3],
+            sums=np.array([totals[0], *np.round(totals[1:3])]),
             stop=bool(totals[3] > 0),
             save=bool(totals[4] > 0),
             sick=tuple(int(rank) for rank in np.flatnonzero(totals[5:])),
@@ -138,19 +139,21 @@ def _gradients(
     variables = model.trainable_variables
     classifies = len(model.outputs[0].shape) == 2
     kind = "ce" if classifies else kind
+    # Ranks that share a volume compute the same loss: each counts its share of it.
+    parts, ranks = (model.parts(), model.group.size) if isinstance(model, SlabModel) else (None, 1)
 
     def gradients(image, label, weight, draw, count):
         with tf.GradientTape() as tape, draws(draw):
             outputs = model(image, training=training)
             # Rows of weight 0 are cut out, not multiplied away: 0 x infinity is not 0.
-            losses = tf.where(weight > 0, sample_losses(kind, label, outputs, weights_of_class), 0.0)
-            loss = tf.reduce_sum(losses) / count
+            losses = tf.where(weight > 0, sample_losses(kind, label, outputs, weights_of_class, parts), 0.0)
+            loss = tf.reduce_sum(losses) / (count * ranks)
             loss = scaler.get_scaled_loss(loss) if scaler else loss
         found = [tf.convert_to_tensor(g) for g in tape.gradient(loss, variables, unconnected_gradients="zero")]
         correct = 0.0
         if classifies:
             correct = tf.reduce_sum(tf.cast(tf.equal(tf.argmax(outputs, -1, tf.int32), label), tf.float32) * weight)
-        return found, tf.cast(tf.stack([tf.reduce_sum(losses), correct, tf.reduce_sum(weight)]), tf.float64)
+        return found, tf.cast(tf.stack([tf.reduce_sum(losses), correct, tf.reduce_sum(weight)]), tf.float64) / ranks
 
     return gradients
 

@@ -90,7 +90,8 @@ def test_preempted_killed_and_at_its_limit_a_job_ends_with_the_same_weights(clus
 
     last = cluster.wait(run, site, lambda status: status["state"] == "done")[-1]
     assert last["jobs"][0]["state"] == "COMPLETED" and last["step"] == last["steps"] and last["left_s"] is None
-    assert digest(site / run) == [expected]
+    # On a machine so busy that Slurm takes a node for lost, the start before may have come to its end as well.
+    assert set(digest(site / run)) == {expected}
     shown = cluster.hvd("status", run, cwd=site).stdout
     assert f"{run}: done" in shown and "COMPLETED, n[1-2]" in shown and "started" in shown
     lines = cluster.hvd("logs", run, "--follow", "-n", "1000", cwd=site).stdout
