@@ -28,4 +28,11 @@ if [ ${#failed[@]} -gt 0 ]; then
   exit 1
 fi
 echo "== pytest"
-exec python -m pytest "$@"
+if [ $# -gt 0 ]; then
+  exec python -m pytest "$@"
+fi
+# Tests of one process share the cores; ranks, clusters and browsers get the machine for themselves.
+code=0
+python -m pytest -n logical --maxprocesses 4 tests/single || code=$?
+python -m pytest tests/parallel tests/integration || code=$?
+exit $code

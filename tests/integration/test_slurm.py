@@ -1,7 +1,13 @@
 """On a real Slurm of two nodes: submitted, preempted, a node lost, at the time limit, and the same weights in the end."""
 
+import contextlib
 import json
+import os
+import re
+import signal
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from mpi_tools import mpirun
@@ -46,6 +52,25 @@ def running_beyond(step):
     return lambda status: status["state"] == "running" and (status["step"] or 0) > step
 
 
+@contextlib.contextmanager
+def standing(run_dir, rank):
+    """A rank of the run's newest start does not move; gives a function that waits until it was sent SIGUSR1."""
+    pid = [event["pid"] for event in read_events(run_dir, f"ranks/log-{rank:05d}.jsonl") if event["event"] == "start"][-1]
+    os.kill(pid, signal.SIGSTOP)
+
+    def asked(seconds):
+        until = time.monotonic() + seconds
+        pending = re.compile(r"^ShdPnd:\s*(\w+)", re.MULTILINE)
+        while not int(pending.search(Path(f"/proc/{pid}/status").read_text())[1], 16) >> (signal.SIGUSR1 - 1) & 1:
+            assert time.monotonic() < until, f"not asked to leave within {seconds} s"
+            time.sleep(0.2)
+
+    try:
+        yield asked
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 def test_preempted_killed_and_at_its_limit_a_job_ends_with_the_same_weights(cluster, site):
     done = mpirun(2, [sys.executable, "-m", "hvd_imaging.cli.main", "train", site / "run.yaml", "--run-dir", site / "plain",
                       "--set", f"data.dataset={json.dumps(str(site / 'dataset'))}", *SET])  # fmt: skip
@@ -53,7 +78,7 @@ def test_preempted_killed_and_at_its_limit_a_job_ends_with_the_same_weights(clus
     (expected,) = digest(site / "plain")
 
     run = "runs/it's 100%j"
-    cluster.hvd("submit", "run.yaml", "--nodes", "2", "--time", "10", "--signal-seconds", "30", "--job-name", """a 'b' "c" %x""",
+    cluster.hvd("submit", "run.yaml", "--nodes", "2", "--time", "10", "--signal-seconds", "50", "--job-name", """a 'b' "c" %x""",
                 "--run-dir", run, *SET, cwd=site)  # fmt: skip
     again = cluster.hvd("submit", "run.yaml", "--run-dir", run, *SET, cwd=site, code=5).stderr
     assert "of this run is" in again and "hvd-imaging cancel" in again
@@ -79,13 +104,15 @@ def test_preempted_killed_and_at_its_limit_a_job_ends_with_the_same_weights(clus
     assert not any(status["state"] in ("done", "failed") for status in seen)
     cluster.start("n2")
 
-    # At its time limit, which is now near.
+    # At its time limit, which is now near: it stands still until Slurm has asked it to leave, however fast this machine is.
     cluster.wait(run, site, running_beyond(at + 20))
     (job,) = [job["id"] for job in cluster.status(run, site)["jobs"]]
-    assert cluster.call("scontrol", "update", f"job={job}", "TimeLimit=1").returncode == 0
-    restarts = cluster.status(run, site)["jobs"][0]["restarts"]
+    with standing(site / run, rank=1) as asked:
+        assert cluster.call("scontrol", "update", f"job={job}", "TimeLimit=1").returncode == 0
+        restarts = cluster.status(run, site)["jobs"][0]["restarts"]
+        asked(90)
     seen = cluster.wait(run, site, lambda status: status["jobs"][0]["restarts"] > restarts or status["state"] == "done")
-    assert seen[-1]["jobs"][0]["restarts"] == restarts + 1, "it had ended before its limit"
+    assert seen[-1]["jobs"][0]["restarts"] == restarts + 1
     assert cluster.call("scontrol", "update", f"job={job}", "TimeLimit=10").returncode == 0
 
     last = cluster.wait(run, site, lambda status: status["state"] == "done")[-1]
