@@ -283,7 +283,13 @@ class ParallelConfig(Section):
     """How ranks share the work, and how they talk."""
 
     data: Positive | None = Field(None, description="spatial groups, each with its part of every global batch; null: world size / spatial")
-    spatial: Positive = Field(1, description="ranks that share each volume, a slab of its depth each; see docs/model-parallel.md")
+    spatial: Positive | Literal["auto"] = Field(
+        1, description="ranks that share each volume, a slab of its depth each (docs/model-parallel.md); auto: as few as memory permits"
+    )
+    memory_gb: PositiveFloat | None = Field(None, description="of a rank, for spatial=auto; null: what its node has free, shared by the node's ranks")
+    dense: Literal["replicated", "sharded"] = Field(
+        "replicated", description="sharded: each rank holds a part of the columns of the dense layers; see docs/model-parallel.md"
+    )
     compression: Literal["none", "fp16", "powersgd", "auto"] = Field(
         "none", description="of gradients on the wire; pays on slow links; auto: measured at the start"
     )
@@ -356,6 +362,14 @@ class RunConfig(Section):
             raise ValueError("train.balance=auto follows measured times, so it can not be reproducible; use balance=equal")
         if parallel.reduction == "adasum" and parallel.compression not in ("none", "auto"):
             raise ValueError("parallel.compression: reduction=adasum takes none")
+        if parallel.dense == "sharded":
+            other = {
+                f"parallel.spatial={parallel.spatial}": parallel.spatial != 1, "parallel.reduction=adasum": parallel.reduction == "adasum",
+                "train.reproducible=exact": train.reproducible == "exact", "train.balance=auto": train.balance == "auto",
+                f"train.mixed_precision={train.mixed_precision}": train.mixed_precision != "none",
+            }  # fmt: skip
+            if any(other.values()):
+                raise ValueError(f"parallel.dense=sharded does not go together with {', '.join(key for key, used in other.items() if used)}")
         return self
 
     @property

@@ -44,10 +44,10 @@ class Link:
     names: tuple[str, str]
     cores: tuple[int, int]
 
-    def mpirun(self, args: Sequence[str | os.PathLike[str]]) -> list[str]:
+    def mpirun(self, args: Sequence[str | os.PathLike[str]], ranks: int = 2) -> list[str]:
         """The command that runs ``args`` (options of mpirun, then a program) as two ranks, each bound to its core.
 
-        Both ranks get the environment that the command is started with.
+        All ranks get the environment that the command is started with. With four, two share each namespace and its core.
         """
         # mpirun starts its daemon for rank 1 by "AGENT HOST COMMAND"; main() below is this ssh. The core stands before it:
         # Open MPI 4.1 drops the last word of an agent if that is a single letter or digit.
@@ -62,8 +62,8 @@ class Link:
             "oob_tcp_if_include": network,
         }
         return [
-            *self.enter(0), str(mpirun_path()), "--allow-run-as-root", "-np", "2",
-            "--host", ",".join(f"{address}:1" for address in ADDRESSES), "--bind-to", "none",
+            *self.enter(0), str(mpirun_path()), "--allow-run-as-root", "-np", str(ranks),
+            "--host", ",".join(f"{address}:{ranks // 2}" for address in ADDRESSES), "--bind-to", "none",
             *(word for name, value in settings.items() for word in ("--mca", name, value)),
             *(os.fspath(arg) for arg in args),
         ]  # fmt: skip

@@ -68,14 +68,14 @@ class Workshop:
 
 
 @contextlib.contextmanager
-def workshop(volumes: int = 12, images: int = 0) -> Iterator[Workshop]:
-    """Make datasets of noise with a bright ball (volumes: 64^3; images: 64^2)."""
+def workshop(volumes: int = 12, images: int = 0, side: int = 64) -> Iterator[Workshop]:
+    """Make datasets of noise with a bright ball (volumes: 64^3; images: ``side``^2)."""
     with tempfile.TemporaryDirectory(prefix="hvd_imaging_bench.") as name:
         folder = Path(name)
         if volumes:
             write_volumes(folder / "volumes", volumes)
         if images:
-            _write(folder / "images", "classification", images, (1, 64, 64))
+            _write(folder / "images", "classification", images, (1, side, side))
         yield Workshop(folder)
 
 

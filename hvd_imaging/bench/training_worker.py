@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from .slow_link import DEVICE
+
 
 def main() -> None:
     """Train by the configuration, and print ``{"steps", "input", "compute", "exchange", "save", "guard", ...}`` (s)."""
@@ -35,11 +37,13 @@ def main() -> None:
     with Requests() as requests:
         trainer = Trainer(config, run_dir, hvd, False, None, requests, Start())
         marks: list[tuple[float, Any]] = []
+        sent: list[int] = []
         take_in, save, guard = trainer.take_in, trainer.save, trainer.check_replicas
 
         def after_step(outcome: Any, rate: float) -> None:
             take_in(outcome, rate)
             marks.append((time.perf_counter(), outcome))
+            sent.append(_sent())
 
         def timed(name: str, act: Any) -> Any:
             def run(*args: Any) -> None:
@@ -76,12 +80,21 @@ def main() -> None:
     found["compute"] = [outcome.compute_s for _, outcome in marks][warmup:]
     found["exchange"] = [outcome.exchange_s for _, outcome in marks][warmup:]
     found["input"] = [sum(waits[i * micro : (i + 1) * micro]) for i in range(len(marks))][warmup:]
+    found["sent"] = [b - a for a, b in itertools.pairwise(sent)][max(warmup - 1, 0) :]
     if trainer.monitor.samples:
         found["sample_cpu"] = [trainer.monitor.cpu_s / trainer.monitor.samples]
     if hvd.world.is_root:
         found["compression"] = [e for e in read_events(run_dir) if e["event"] == "compression"]
         found["balance"] = [e for e in read_events(run_dir) if e["event"] == "balance"]
         print(json.dumps(found))
+
+
+def _sent() -> int:
+    """Bytes that have left this host by the made cable so far; 0 without it."""
+    try:
+        return int(Path(f"/sys/class/net/{DEVICE}/statistics/tx_bytes").read_text(encoding="ascii"))
+    except OSError:
+        return 0
 
 
 if __name__ == "__main__":

@@ -66,6 +66,26 @@ def predict(quick: bool, path: str | None) -> None:
 
 
 @command.command()
+@click.option("--quick", is_flag=True, help="End within a minute: a small volume.")
+@click.option("--json", "path", type=click.Path(dir_okay=False), help="Write the measurements here.")
+def spatial(quick: bool, path: str | None) -> None:
+    """A volume shared by 2 and 4 ranks beside the unsplit one: time, memory, bytes (about 10 minutes)."""
+    from ..bench.spatial import measure
+
+    _show("spatial", *measure(quick, lambda text: click.echo(text, err=True)), path)
+
+
+@command.command()
+@click.option("--quick", is_flag=True, help="End within a minute: small images.")
+@click.option("--json", "path", type=click.Path(dir_okay=False), help="Write the measurements here.")
+def dense(quick: bool, path: str | None) -> None:
+    """VGG16's dense layers shared out over four ranks, over a link of 1 Gbit/s (needs root, ip and tc)."""
+    from ..bench.dense import measure
+
+    _show("dense", *measure(quick, lambda text: click.echo(text, err=True)), path)
+
+
+@command.command()
 @click.option("--quick", is_flag=True, help="End within a minute.")
 @click.option("--json", "path", type=click.Path(dir_okay=False), help="Write the measurements here.")
 def guarantees(quick: bool, path: str | None) -> None:

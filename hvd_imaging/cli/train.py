@@ -6,12 +6,16 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import TRY_AGAIN
 from ..world import World
+
+if TYPE_CHECKING:
+    from ..config import RunConfig
+    from ..parallel.grid import Grid
 
 
 @click.command(
@@ -30,17 +34,25 @@ SIGTERM and SIGUSR1 mean: checkpoint, then leave with exit code 75 (go on with -
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change a key, as in train.epochs=20.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint; begin anew where there is none.")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Where the run lives (default: output.run_dir).")
+@click.option("--dry-run", is_flag=True, help="Print what a rank takes of memory and which grids would fit; train nothing.")
+@click.option("--ranks", type=click.IntRange(min=1), help="--dry-run: world size (default: the ranks that were started).")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-def command(config: Path, assignments: tuple[str, ...], resume: bool, run_dir: Path | None, as_json: bool) -> None:
+def command(
+    config: Path, assignments: tuple[str, ...], resume: bool, run_dir: Path | None, dry_run: bool, ranks: int | None, as_json: bool
+) -> None:
     """Train a network on a dataset, alone or on many ranks."""
     from .. import bootstrap
     from ..config import RunConfig, load
-    from ..parallel.grid import make_grid
     from ..world import world_from_environment
 
     settings = load(RunConfig, config, assignments)
-    parallel = settings.parallel
-    grid = make_grid(parallel, world_from_environment().size)
+    parallel, world = settings.parallel, world_from_environment()
+    if dry_run:
+        _tell_memory(settings, world, ranks, as_json)
+        return
+    if ranks is not None:
+        raise click.UsageError("--ranks belongs to --dry-run; ranks are started by mpirun -np")
+    grid = _grid(settings, world)
     os.environ.update(bootstrap.horovod_variables(parallel.fusion_mb, parallel.cycle_ms))
     threads = bootstrap.prepare(settings.threads_per_rank)
     bootstrap.load_tensorflow()
@@ -81,6 +93,72 @@ def command(config: Path, assignments: tuple[str, ...], resume: bool, run_dir: P
             + f"; next: hvd-imaging evaluate {summary.directory}"
         )
     sys.exit(code)
+
+
+def _memory(settings: RunConfig, world: World, ranks: int) -> float:
+    """Bytes that a rank of this node may take."""
+    import psutil
+
+    if settings.parallel.memory_gb is not None:
+        return 1e9 * settings.parallel.memory_gb
+    sharing = world.local_size if world.size > 1 else ranks
+    return psutil.virtual_memory().available / sharing
+
+
+def _grid(settings: RunConfig, world: World) -> Grid:
+    from ..parallel.grid import make_grid
+
+    spatial = settings.parallel.spatial
+    if spatial == "auto":
+        from ..parallel.horovod import lowest
+        from ..planning.memory import fitting
+        from ..shards.manifest import load as load_manifest
+
+        manifest = load_manifest(settings.data.dataset)
+        memory = lowest(world, _memory(settings, world, 1))
+        spatial = fitting(settings, manifest.channels, max(len(manifest.classes), 1), world.size, memory).spatial
+    return make_grid(settings.parallel, world.size, spatial)
+
+
+def _tell_memory(settings: RunConfig, world: World, ranks: int | None, as_json: bool) -> None:
+    import json
+
+    from rich.table import Table
+
+    from ..planning.memory import fitting, grids
+    from ..shards.manifest import load as load_manifest
+    from .console import table_console
+
+    if not world.is_root:
+        return
+    size = ranks or world.size
+    manifest = load_manifest(settings.data.dataset)
+    shape = manifest.channels, max(len(manifest.classes), 1)
+    memory, wanted = _memory(settings, world, size), settings.parallel.spatial
+    if wanted == "auto":
+        wanted = fitting(settings, *shape, size, memory).spatial
+    found = grids(settings, *shape, size)
+    if as_json:
+        rows = [
+            {"data": grid.data, "spatial": grid.spatial, "bytes": round(estimate.total), "fits": estimate.total <= memory,
+             "wanted": grid.spatial == wanted} for grid, estimate in found
+        ]  # fmt: skip
+        click.echo(json.dumps({"ranks": size, "rank_memory_bytes": round(memory), "grids": rows}))
+        return
+    table = Table("grid", "weights, optimizer", "activations", "rest", "a rank takes", "", title=f"{size} rank{'s' * (size > 1)}, estimated, GB")
+    for grid, estimate in found:
+        held = estimate.weights + estimate.gradients + estimate.optimizer + estimate.copies
+        rest = estimate.batch + estimate.runtime
+        words = ["wanted"] * (grid.spatial == wanted) + ["fits" if estimate.total <= memory else "does not fit"]
+        numbers = (f"{number / 1e9:.2f}" for number in (held, estimate.activations, rest, estimate.total))
+        table.add_row(f"data {grid.data} x spatial {grid.spatial}", *numbers, ", ".join(words))
+    console = table_console()
+    console.print(table)
+    where = "parallel.memory_gb" if settings.parallel.memory_gb is not None else "this node's free memory, shared by its ranks"
+    console.print(f"a rank may take {memory / 1e9:.2f} GB ({where})", markup=False)
+    if not any(grid.spatial == wanted for grid, _ in found):
+        console.print(f"parallel.spatial={wanted} is not among them: {size} ranks, a depth of {settings.data.patch[0]} and a batch of "
+                      f"{settings.train.batch_size} do not permit it", markup=False)  # fmt: skip
 
 
 class TrainingReport:

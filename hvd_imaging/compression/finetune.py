@@ -40,7 +40,7 @@ class Changed(Start):
         training: False calls its layers as in use (networks with quantizers, whose ranges are fixed).
     """
 
-    judged = True
+    judged, shared = True, False
 
     def __init__(self, model: Any, hold: Hold | None = None, keep: bool = True, training: bool = True) -> None:
         self.model, self.hold, self.keep, self.training = model, hold, keep, training

@@ -34,17 +34,17 @@ class Grid:
         return [list(range(at * self.spatial, (at + 1) * self.spatial)) for at in range(self.data)]
 
 
-def make_grid(parallel: ParallelConfig, size: int) -> Grid:
+def make_grid(parallel: ParallelConfig, size: int, spatial: int) -> Grid:
     """The grid that a configuration asks for.
 
     Args:
         parallel: of the run.
         size: world size.
+        spatial: ranks to a volume: ``parallel.spatial``, or what ``auto`` has come to.
 
     Raises:
         ConfigError: the ranks that were started do not fill it.
     """
-    spatial = parallel.spatial
     if size % spatial:
         near = sorted({n for n in (size // spatial * spatial, -(-size // spatial) * spatial) if n})
         raise on_all_ranks(ConfigError(

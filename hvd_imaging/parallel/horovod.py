@@ -113,6 +113,22 @@ class Horovod:
         """Cut ``tensor`` (N x k, ...) in one piece for each of the N ranks; the pieces meant for this one, in rank order."""
         return tensor if self.world.size == 1 else self._hvd.alltoall(tensor, name=name)
 
+    def exchange_pieces(self, flat: Any, sizes: Sequence[Any], name: str) -> Any:
+        """Send ``sizes[r]`` values of a vector to each rank ``r``; the values meant for this one, in rank order."""
+        if self.world.size == 1:
+            return flat
+        import tensorflow as tf
+
+        return self._hvd.alltoall(flat, splits=tf.cast(tf.stack(sizes), tf.int32), name=name)[0]
+
+    def gather_array(self, array: np.ndarray, name: str) -> np.ndarray:
+        """The arrays of all ranks one after another along the first axis, on the host."""
+        return array if self.world.size == 1 else np.asarray(self._hvd.allgather(array, name=name))
+
+    def broadcast_array(self, array: np.ndarray, name: str) -> np.ndarray:
+        """Rank 0's array, on every rank; the others give one of the same shape."""
+        return array if self.world.size == 1 else np.asarray(self._hvd.broadcast(array, root_rank=0, name=name))
+
     def sum_array(self, values: np.ndarray, name: str) -> np.ndarray:
         """Sum of a float64 or int64 array over all ranks, on the host."""
         if self.world.size == 1:
@@ -210,6 +226,22 @@ def _check_agreed(spatial: int) -> None:
             f"parallel.spatial: rank 0 has {found[0]}, rank {odd} has {found[odd]}; all ranks must form the same process sets: start them with "
             "one configuration"
         ))  # fmt: skip
+
+
+def lowest(world: World, value: float) -> float:
+    """The least of all ranks' values, before Horovod is started.
+
+    Raises:
+        ConfigError: the ranks talk through Gloo, which starts with Horovod.
+    """
+    if world.size == 1:
+        return value
+    if os.environ.get("HOROVOD_CONTROLLER", "").lower() == "gloo":
+        raise on_all_ranks(ConfigError("parallel.spatial=auto: under horovodrun --gloo set parallel.memory_gb, or parallel.spatial to a number"))
+    _import_mpi(world)
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD.allreduce(value, op=MPI.MIN)
 
 
 def is_peer_failure(error: BaseException) -> bool:

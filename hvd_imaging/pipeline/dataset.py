@@ -8,6 +8,7 @@ takes part in the sum.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -136,9 +137,10 @@ class ValidationData:
         ]
 
     def batches(self, world: World) -> Iterator[tuple[Sequence[int], Any]]:
-        """(item index of each row, batch) of this rank's share."""
+        """(item index of each row, batch) of this rank's share; as many batches on all ranks, so the last may hold no item."""
         start, stop = bounds(len(self.items), world.size, world.rank)
-        groups = [range(at, min(at + self.batch, stop)) for at in range(start, stop, self.batch)]
+        count = math.ceil(math.ceil(len(self.items) / world.size) / self.batch)
+        groups = [range(min(at, stop), min(at + self.batch, stop)) for at in range(start, start + count * self.batch, self.batch)]
         empty = empty_example(self.config.patch, self.manifest, self.slab)
 
         def parts() -> Iterator[tuple[np.ndarray, ...]]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..config import RunConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, on_all_ranks
+from ..parallel.grid import Grid, make_grid
+from ..parallel.slabs import cut
 
 FLOAT = 4
 RUNTIME_BYTES = 700e6
@@ -24,11 +27,13 @@ class Layer:
         name: as in the network.
         parameters: numbers.
         kept: numbers that one sample leaves for the way back (its output, where a later layer's gradient needs it).
+        shared: whether ``parallel.dense: sharded`` gives each rank a part of its columns.
     """
 
     name: str
     parameters: int
     kept: int
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,41 +77,102 @@ def layers(config: RunConfig, channels: int, classes: int) -> list[Layer]:
     raise ConfigError(f"model.name: the memory of '{config.model.name}' can not be told from its configuration; measure one rank")
 
 
-def rank_bytes(config: RunConfig, channels: int, classes: int, ranks: int) -> MemoryEstimate:
-    """Bytes of the rank with the most samples, at the peak of a step.
+def rank_bytes(config: RunConfig, channels: int, classes: int, ranks: int, spatial: int | None = None) -> MemoryEstimate:
+    """Bytes of the rank with the most samples and the largest slab, at the peak of a step.
 
     Args:
         channels, classes: of the dataset.
         ranks: world size.
+        spatial: ranks to a volume; None: ``parallel.spatial``, for ``auto`` the grid that takes least.
 
     Raises:
-        ConfigError: a network of the user's own.
+        ConfigError: a network of the user's own, a depth that can not be split so, ranks that can not be grouped so.
     """
+    if spatial is None and config.parallel.spatial == "auto":
+        return min((found for _, found in grids(config, channels, classes, ranks)), key=lambda found: found.total)
+    spatial = spatial or int(config.parallel.spatial)
+    groups = make_grid(config.parallel, ranks, spatial).data
     found = layers(config, channels, classes)
-    weights = FLOAT * sum(layer.parameters for layer in found)
+    whole = FLOAT * sum(layer.parameters for layer in found)
+    own = ranks if config.parallel.dense == "sharded" else 1
+    weights = FLOAT * sum(layer.parameters / (own if layer.shared else 1) for layer in found)
     train = config.train
-    together = math.ceil(train.batch_size / ranks / train.accumulate)
+    together = math.ceil(train.batch_size / groups / train.accumulate)
     width = 2 if train.mixed_precision != "none" else FLOAT
+    share = slab_share(config, spatial)
     kept = width * sum(layer.kept for layer in found)
-    # On the way back the two largest outputs have gradients at once, beside what is kept.
-    passing = 2 * width * max(layer.kept for layer in found)
-    sample = FLOAT * math.prod(config.data.patch) * (channels + 1)
+    # On the way back the two largest outputs have gradients at once, beside what is kept; a slab is copied to join it with its halo.
+    passing = (2 if spatial == 1 else 3) * width * max(layer.kept for layer in found)
+    sample = FLOAT * math.prod(config.data.patch) * (channels + 1) * share
     return MemoryEstimate(
         weights=weights,
         # Beside the gradients: clipped ones, their sums over micro-batches, and the buffer that they travel in.
         gradients=weights * (1 + (train.clip_norm > 0) + (train.accumulate > 1))
         + (min(weights, config.parallel.fusion_mb * 1e6) if ranks > 1 else 0),
         optimizer=weights * _STATES[train.optimizer],
-        copies=weights * (2 + _STATES[train.optimizer]),
-        activations=together * (kept + passing),
+        # Files are whole: so are the copies for them.
+        copies=whole * (2 + _STATES[train.optimizer]),
+        activations=together * share * (kept + passing),
         batch=sample * together * (2 + config.data.readers),
         runtime=RUNTIME_BYTES,
     )
 
 
+def slab_share(config: RunConfig, spatial: int) -> float:
+    """Of the volume, what the rank with the largest slab has.
+
+    Raises:
+        ConfigError: the depth can not be split so.
+    """
+    if spatial == 1:
+        return 1.0
+    cell = {"unet3d": 2 ** (config.model.depth - 1), "cnn3d": 16}.get(config.model.name, 1)
+    bounds = cut(config.data.patch[0], spatial, cell)
+    return max(stop - start for start, stop in itertools.pairwise(bounds)) / bounds[-1]
+
+
+def grids(config: RunConfig, channels: int, classes: int, ranks: int) -> list[tuple[Grid, MemoryEstimate]]:
+    """Every grid of so many ranks that the depth permits, from whole volumes on, and what its largest rank takes.
+
+    Raises:
+        ConfigError: a network of the user's own.
+    """
+    layers(config, channels, classes)
+    found = []
+    for spatial in (n for n in range(1, ranks + 1) if ranks % n == 0):
+        try:
+            if spatial > 1 and config.data.patch[0] < 2:
+                continue
+            estimate = rank_bytes(config, channels, classes, ranks, spatial)
+        except ConfigError:
+            continue
+        if config.train.batch_size * spatial >= ranks:  # a group without a sample of the batch has nothing to do
+            found.append((Grid(ranks // spatial, spatial), estimate))
+    return found
+
+
+def fitting(config: RunConfig, channels: int, classes: int, ranks: int, memory: float) -> Grid:
+    """The grid with the fewest ranks to a volume whose largest rank takes at most ``memory`` bytes: slabs cost exchanges.
+
+    Raises:
+        ConfigError: none does.
+    """
+    found = grids(config, channels, classes, ranks)
+    for grid, estimate in found:
+        if estimate.total <= memory:
+            return grid
+    least, at = min(((estimate.total, grid) for grid, estimate in found), key=lambda pair: pair[0], default=(0.0, Grid(ranks)))
+    raise on_all_ranks(ConfigError(
+        f"parallel.spatial=auto: no grid of {ranks} rank{'s' * (ranks > 1)} fits into {memory / 1e9:.1f} GB a rank; the least that one takes is "
+        f"{least / 1e9:.1f} GB (data {at.data} x spatial {at.spatial}): lower data.patch, train.batch_size or model.filters, or start more ranks "
+        "(`hvd-imaging train --dry-run --ranks N` tells)"
+    ))  # fmt: skip
+
+
 def parameters(config: RunConfig, channels: int, classes: int) -> int:
-    """Trainable numbers of the network; see `layers`."""
-    return sum(layer.parameters for layer in layers(config, channels, classes))
+    """Trainable numbers of the network whose gradients are summed over the ranks; see `layers`."""
+    sharded = config.parallel.dense == "sharded"
+    return sum(layer.parameters for layer in layers(config, channels, classes) if not (sharded and layer.shared))
 
 
 def _conv(name: str, inputs: int, filters: int, kernel: int, voxels: int, norm: str) -> Layer:
@@ -162,7 +228,7 @@ def _vgg(config: RunConfig, channels: int, classes: int) -> Iterator[Layer]:
         inputs *= math.prod(shape)
         for index in (1, 2):
             wide = _scaled(4096, model.width)
-            yield Layer(f"fc{index}", (inputs + 1) * wide, wide)
+            yield Layer(f"fc{index}", (inputs + 1) * wide, wide, shared=True)
             inputs = wide
     yield Layer("logits", (inputs + 1) * classes, classes)
 

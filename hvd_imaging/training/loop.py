@@ -28,6 +28,7 @@ from ..monitoring.monitor import Monitor
 from ..monitoring.stragglers import stragglers
 from ..monitoring.tracking import MLflow
 from ..parallel.choose import settle
+from ..parallel.columns import Columns, shard_dense, to_share
 from ..parallel.exchange import check_exchange, make_exchange
 from ..parallel.grid import check_grid
 from ..parallel.horovod import Horovod, is_peer_failure
@@ -149,6 +150,11 @@ class Trainer:
         reader = self.cache.reader(dataset, manifest)
         together(hvd, lambda: self._check_grid())
         self.model = together(hvd, lambda: start.network(self.spec))
+        self.parameters = self.model.count_params()
+        if config.parallel.dense == "sharded" and world.size > 1 and start.shared:
+            together(hvd, lambda: to_share(self.model, world.size))
+            self.model = shard_dense(self.model, hvd)
+        self.columns = Columns(hvd, self.model)
         # Ranks that share volumes call the network slab by slab; its weights stay those of the whole.
         self.net, slab = together(hvd, lambda: self._on_slabs(self.model))
         self.data = TrainingData(reader, config.data, config.train.seed, config.train.batch_size, slab)
@@ -193,15 +199,19 @@ class Trainer:
         self.mark("agree")
 
         # How the ranks talk, and the step.
-        shapes = [tuple(v.shape) for v in self.model.trainable_variables]
+        variables = [*self.model.weights, *self.optimizer.variables]
+        shapes = [tuple(v.shape) for v in self.columns.common(self.model.trainable_variables)]
         self.compression, why = self._settle(meta, shapes, weights_of_class)
         self.exchange = make_exchange(config, hvd, shapes, self.compression)
         if state is not None:
-            restore(state, directory, self.model, self.optimizer, self.exchange.variables, self.report)
-        hvd.broadcast_variables([*self.model.weights, *self.optimizer.variables, *self.exchange.variables])
+            restore(state, directory, self.model, self.optimizer, self.exchange.variables, self.columns, self.report)
+        hvd.broadcast_variables([*self.columns.common(variables), *self.exchange.variables])
+        if meta:
+            whole = [*state.weights, *state.optimizer] if state is not None else None
+            self.columns.deal([(at, v) for at, v in enumerate(variables) if self.columns.of(v) is not None], whole)
         self.start.begin(self.model)
         self.step = Step(
-            self.net, self.optimizer, weights_of_class, config.train, self.exchange, self.cut.micro, self.start.training
+            self.net, self.optimizer, weights_of_class, config.train, self.exchange, self.cut.micro, self.start.training, self.columns
         )
         judged, _ = self._on_slabs(models.inference_model(self.model))
         self.validate_batch = make_validation_step(judged, self.spec.task)
@@ -222,15 +232,17 @@ class Trainer:
         self.speeds: list[float] = []
         self.log.write(
             "resume" if meta else "start", step=self.position.total, steps_per_epoch=self.steps, last_step=self.last_step,
+            grid={"data": hvd.grid.data, "spatial": hvd.grid.spatial},
             **origin,
         )  # fmt: skip
         if config.parallel.compression == "auto":
             self.log.write("compression", chosen=self.compression, reason=why)
             self.report.message(f"parallel.compression: {self.compression} ({why})")
         self.report.message(
-            f"{self.spec.model.name}: {self.model.count_params():,} parameters, {len(self.data.samples)} samples, "
+            f"{self.spec.model.name}: {self.parameters:,} parameters, {len(self.data.samples)} samples, "
             f"{self.steps} steps an epoch, {world.size} rank{'s' * (world.size > 1)}"
             + (f", {hvd.grid.spatial} to a volume" if hvd.grid.spatial > 1 else "")
+            + (", dense layers shared out" if self.columns else "")
         )
         if not meta and self.start.judged and self.validation.samples and self.start.settled(0, self.last_step):
             self._judge_start()
@@ -244,9 +256,9 @@ class Trainer:
         self.report.message("before: " + "  ".join(f"{key} {record[key]:.4f}" for key in dict.fromkeys(("val_loss", name))))
 
     def _keep_best(self, meta: dict[str, Any]) -> None:
+        weights = self.columns.whole(self.model.weights) if self.columns or self.world.is_root else []
         if self.world.is_root:
             self.owner.check()
-            weights = [w.numpy() for w in self.model.weights]
             self.writer.submit(self.directory / run.BEST, checkpoint.State(weights, [], meta))
 
     def _check_grid(self) -> None:
@@ -305,7 +317,7 @@ class Trainer:
         self.writer.wait()
         self.batches = iter(())  # ends its thread
         self.check_replicas("at the end")
-        sha = checkpoint.digest([w.numpy() for w in self.model.weights])
+        sha = checkpoint.digest(self.columns.whole(self.model.weights))
         self.log.write(
             "leave" if self.leaving else "end", step=position.total, weights_sha256=sha, best=position.best.to_json(),
             stopped_early=stopped_early,
@@ -399,7 +411,8 @@ class Trainer:
             score = -record["loss"] if name == "loss" else sign * record[name]
             # A partial epoch (max_steps) is no candidate: a resumed run has to judge the same epochs as a whole one.
             is_best = whole and position.best.update(float(score), position.epoch)
-            if is_best or (world.is_root and not (self.directory / run.BEST).exists()):
+            missing = self.hvd.broadcast(world.is_root and not (self.directory / run.BEST).exists())
+            if is_best or missing:
                 self._keep_best({"epoch": position.epoch, "step": position.total, name: record[name]})
             record["best"] = is_best
         self.log.write("epoch", step=position.total, world_size=world.size, **record)
@@ -419,10 +432,13 @@ class Trainer:
         position = self.position
         self.mark("save")
         self.saved = position.total
-        if not self.world.is_root:
+        if not (self.world.is_root or self.columns):
             return
-        self.owner.check()
-        self.requests.saved()
+        if self.world.is_root:
+            self.owner.check()
+            self.requests.saved()
+            # Before the copies are taken: one set of them at a time in memory.
+            self.writer.wait()
         meta = position.to_json() | {
             "seed": self.config.train.seed, "dataset_hash": self.spec.dataset_hash, "compression": self.compression,
         }  # fmt: skip
@@ -432,17 +448,17 @@ class Trainer:
             checkpoint.rotate(self.directory, self.config.train.keep_checkpoints)
             self.log.write("checkpoint", step=step, epoch=epoch, sha256=sha)
 
-        # Before the copies are taken: one set of them at a time in memory.
-        self.writer.wait()
-        state = snapshot(self.model, self.optimizer, self.exchange.variables, meta)
-        self.writer.submit(checkpoint.path_of(self.directory, step), state, written)
+        state = snapshot(self.model, self.optimizer, self.exchange.variables, self.columns, meta)
+        if self.world.is_root:
+            self.writer.submit(checkpoint.path_of(self.directory, step), state, written)
 
     def check_replicas(self, when: str) -> None:
         """Compare the ranks' variables and items; see `training/guard.py`."""
         if self.world.size == 1:
             return
         self.mark("agree")
-        variables = [*self.model.weights, *self.optimizer.variables, *self.exchange.variables]
+        # A part that one rank alone holds has no other to be compared with.
+        variables = self.columns.common([*self.model.weights, *self.optimizer.variables, *self.exchange.variables])
         names = ["the items of the batches", *(v.name.split(":")[0] for v in variables)]
         check_replicas(self.hvd, names, [self.trace.value, *digests([v.numpy() for v in variables])], when)
 

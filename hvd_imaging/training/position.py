@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import RunError
+from ..parallel.columns import Columns
 from . import checkpoint
 from .callbacks import Best, Reporter
 from .nonfinite import Backoff
@@ -73,15 +74,15 @@ def newest(directory: Path, report: Reporter) -> checkpoint.State | None:
 
 
 def restore(
-    state: checkpoint.State, directory: Path, model: Any, optimizer: Any, exchange: Sequence[Any], report: Reporter
+    state: checkpoint.State, directory: Path, model: Any, optimizer: Any, exchange: Sequence[Any], columns: Columns, report: Reporter
 ) -> None:
-    """Put a checkpoint's arrays into the variables.
+    """Put a checkpoint's arrays, which are whole, into rank 0's variables.
 
     Raises:
         RunError: it was made by another network or optimizer.
     """
-    checkpoint.restore(model.weights, state.weights, "weight", str(directory))
-    checkpoint.restore(list(optimizer.variables), state.optimizer, "optimizer", str(directory))
+    for variables, arrays, what in ((model.weights, state.weights, "weight"), (list(optimizer.variables), state.optimizer, "optimizer")):
+        checkpoint.restore(variables, columns.cut(variables, arrays, str(directory)), what, str(directory))
     shapes = [tuple(v.shape) for v in exchange]
     if shapes == [a.shape for a in state.exchange]:
         checkpoint.restore(exchange, state.exchange, "exchange", str(directory))
@@ -89,11 +90,11 @@ def restore(
         report.message("parallel.compression is another one than before: its state begins anew")
 
 
-def snapshot(model: Any, optimizer: Any, exchange: Sequence[Any], meta: Mapping[str, Any]) -> checkpoint.State:
-    """Copies of all variables, which later steps do not change."""
+def snapshot(model: Any, optimizer: Any, exchange: Sequence[Any], columns: Columns, meta: Mapping[str, Any]) -> checkpoint.State:
+    """Copies of all variables, whole, which later steps do not change; a collective call where ranks hold parts."""
     return checkpoint.State(
-        [v.numpy() for v in model.weights],
-        [v.numpy() for v in optimizer.variables],
+        columns.whole(model.weights),
+        columns.whole(list(optimizer.variables)),
         meta,
         [v.numpy() for v in exchange],
     )

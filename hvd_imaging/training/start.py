@@ -14,10 +14,12 @@ class Start:
 
     Attributes:
         training: whether layers are called in training form.
+        shared: whether its dense layers may be shared out over the ranks (parallel.dense).
         judged: whether the network is good already, so that an epoch has to be better than it to be the best.
     """
 
     training = True
+    shared = True
     judged = False
 
     def network(self, spec: ModelSpec) -> Any:

@@ -7,7 +7,7 @@ ranks know and decide the same after every step, without a further collective ca
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import tensorflow as tf
 from ..config import TrainConfig
 from ..models.blocks import draws
 from ..models.losses import sample_losses
+from ..parallel.columns import Columns
 from ..parallel.exchange import Sum, pair_sum, tree_sum
 from ..parallel.spatial import SlabModel
 
@@ -60,20 +61,23 @@ class Step:
         exchange: sums over the ranks.
         micro: micro-batches of this rank in a step.
         training: whether layers are called in training form.
+        columns: which variables exist in parts.
     """
 
     def __init__(
         self, model: Any, optimizer: Any, weights_of_class: tf.Tensor, config: TrainConfig, exchange: Sum, micro: int = 1,
-        training: bool = True,
+        training: bool = True, columns: Columns | None = None,
     ) -> None:  # fmt: skip
         self.micro, self.exchange = micro, exchange
         self.variables = model.trainable_variables
+        own = [columns is not None and columns.of(v) is not None for v in self.variables]
         scaled = isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer)
         gradients_of = _gradients(model, optimizer if scaled else None, weights_of_class, config.loss, training)
         # One graph leaves TensorFlow the most freedom. With micro-batches each has to be its own run of one and the same
         # graph: that bounds the memory, and makes a part's gradient equal to the bit on whichever rank it is computed.
         self._in_one = micro == 1 and not config.reproducible
-        update = _update(self.variables, optimizer, scaled, config.clip_norm, exchange, self._in_one)
+        update = _update(self.variables, own, optimizer, scaled, config.clip_norm, exchange, self._in_one)
+        self._ranks = exchange.hvd.world.size
         self._gradients = tf.function(gradients_of, reduce_retracing=True)
         self._update = tf.function(update)
         self._whole = tf.function(
@@ -109,7 +113,7 @@ class Step:
             sums=np.array([totals[0], *np.round(totals[1:3])]),
             stop=bool(totals[3] > 0),
             save=bool(totals[4] > 0),
-            sick=tuple(int(rank) for rank in np.flatnonzero(totals[5:])),
+            sick=tuple(int(rank) for rank in np.flatnonzero(totals[5 : 5 + self._ranks])),
             norms=norms.numpy(),
             applied=bool(applied),
             compute_s=time.perf_counter() - began - exchange_s,
@@ -170,8 +174,13 @@ def time_gradients(model: Any, optimizer: Any, weights_of_class: tf.Tensor, kind
     return min(times)
 
 
-def _update(variables: Any, optimizer: Any, scaled: bool, clip_norm: float, exchange: Sum, timed: bool) -> Callable[..., Any]:
-    """``(gradients, sums, rate, wishes, flush) -> (totals, norms, applied, seconds of the exchange)``."""
+def _update(
+    variables: Any, own: Sequence[bool], optimizer: Any, scaled: bool, clip_norm: float, exchange: Sum, timed: bool
+) -> Callable[..., Any]:
+    """``(gradients, sums, rate, wishes, flush) -> (totals, norms, applied, seconds of the exchange)``.
+
+    Gradients of a rank's ``own`` variables are complete: what all ranks need of them is their part of the norm.
+    """
     world = exchange.hvd.world
     inner = optimizer.inner_optimizer if scaled else optimizer
     # TensorFlow refuses to look at the clock where its operations have to be deterministic.
@@ -185,14 +194,17 @@ def _update(variables: Any, optimizer: Any, scaled: bool, clip_norm: float, exch
             # A loss scale makes infinite gradients on purpose, and deals with them itself.
             fine &= tf.reduce_all(tf.math.is_finite(tf.stack([tf.nn.l2_loss(g) for g in gradients])))
         sick = tf.one_hot(world.rank, world.size, dtype=tf.float64) * tf.cast(~fine, tf.float64)
-        totals = exchange.totals(tf.concat([tf.where(fine, sums, 0.0), wishes, sick], 0))
-        usable = tf.equal(tf.reduce_sum(totals[5:]), 0)
-        gradients = exchange.sum(gradients, usable, flush)
+        parts = [tf.cast(tf.nn.l2_loss(g), tf.float64)[None] for g, mine in zip(gradients, own, strict=True) if mine]
+        totals = exchange.totals(tf.concat([tf.where(fine, sums, 0.0), wishes, sick, *parts], 0))
+        usable = tf.equal(tf.reduce_sum(totals[5 : 5 + world.size]), 0)
+        summed = iter(exchange.sum([g for g, mine in zip(gradients, own, strict=True) if not mine], usable, flush))
+        gradients = [g if mine else next(summed) for g, mine in zip(gradients, own, strict=True)]
         with tf.control_dependencies([totals, *gradients]):
             seconds = clock() - began
         if scaled:
             gradients = optimizer.get_unscaled_gradients(gradients)
-        norms = tf.stack([tf.nn.l2_loss(g) for g in gradients])
+        whole = (tf.cast(totals[5 + world.size + at], tf.float32) for at in range(len(parts)))
+        norms = tf.stack([next(whole) if mine else tf.nn.l2_loss(g) for g, mine in zip(gradients, own, strict=True)])
         norm = tf.sqrt(2.0 * tf.reduce_sum(norms))
         applied = usable if scaled else usable & tf.math.is_finite(norm)
 

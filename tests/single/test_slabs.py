@@ -94,17 +94,17 @@ def test_what_can_not_be_split_is_refused():
 
 
 def test_the_grid_of_ranks():
-    grid = make_grid(ParallelConfig(spatial=2), 6)
+    grid = make_grid(ParallelConfig(), 6, 2)
     assert grid == Grid(3, 2) and grid.size == 6
     assert grid.groups() == [[0, 1], [2, 3], [4, 5]]
     assert [grid.place(rank) for rank in range(4)] == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert make_grid(ParallelConfig(), 3) == Grid(3, 1)
+    assert make_grid(ParallelConfig(), 3, 1) == Grid(3, 1)
     with pytest.raises(ConfigError, match=r"parallel.spatial=2: 3 ranks can not be cut into groups of 2; start 2 or 4 ranks"):
-        make_grid(ParallelConfig(spatial=2), 3)
+        make_grid(ParallelConfig(), 3, 2)
     with pytest.raises(ConfigError, match=r"parallel.spatial=2: 1 rank can not .* start 2 ranks"):
-        make_grid(ParallelConfig(spatial=2), 1)
+        make_grid(ParallelConfig(), 1, 2)
     with pytest.raises(ConfigError, match=r"parallel.data=2 x parallel.spatial=2 makes 4 ranks, found 6"):
-        make_grid(ParallelConfig(data=2, spatial=2), 6)
+        make_grid(ParallelConfig(data=2), 6, 2)
     check_grid(Grid(4, 1), 1, ["x"])
     with pytest.raises(ConfigError, match=r"train.balance=auto.*whole volumes"):
         check_grid(grid, 16, ["train.balance=auto"])
