@@ -244,6 +244,7 @@ class TrainConfig(Section):
     schedule: Literal["constant", "cosine", "poly"] = Field("cosine", description="course of the learning rate")
     warmup_epochs: typing.Annotated[float, Field(ge=0)] = Field(0.5, description="linear rise from 0")
     poly_power: PositiveFloat = Field(0.9, description="schedule=poly")
+    recompute: bool = Field(False, description="compute activations again on the way back: less memory, about a third more time")
     accumulate: Positive = Field(
         1, description="micro-batches that a rank computes one after another: less memory, the same result"
     )

@@ -5,28 +5,29 @@ from __future__ import annotations
 import json
 import resource
 import sys
-import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
+
+from .memory_limit import join
 
 CLASSES = 2
 
 
 def main() -> None:
-    """``spatial_worker SIDE SPATIAL STEPS [LIMIT]``: edge of the volume, ranks to a volume, timed steps, bytes that a process may claim.
+    """``spatial_worker SIDE SPATIAL STEPS AGAIN [LIMIT]``: edge of the volume, ranks to a volume, timed steps, 1 to compute activations
+    again, bytes that each rank may hold.
 
-    Prints ``{"steps": s, "peak": bytes, "claimed": bytes, "sent": bytes, "calls": n, "loss": last}``; memory and traffic of the rank with
+    Prints ``{"steps": s, "peak": bytes, "sent": bytes, "calls": n, "loss": last}``; memory and traffic of the rank with
     the most.
     """
-    side, spatial, steps = map(int, sys.argv[1:4])
+    side, spatial, steps, again = map(int, sys.argv[1:5])
+    if len(sys.argv) > 5:
+        join(int(sys.argv[5]))
     from .. import bootstrap
 
     bootstrap.prepare(1)
     bootstrap.load_tensorflow()
-    if len(sys.argv) > 4:
-        resource.setrlimit(resource.RLIMIT_DATA, (int(sys.argv[4]),) * 2)
     import tensorflow as tf
 
     from ..config import ModelConfig, PreprocessConfig, TrainConfig
@@ -51,13 +52,12 @@ def main() -> None:
     model, optimizer = build(spec), make_optimizer(config)
     optimizer.build(model.trainable_variables)
     net, slab = model, (0, side)
-    if group.size > 1:
-        net = SlabModel(model, group)
+    if group.size > 1 or again:
+        net = SlabModel(model, group, bool(again))
         slab = net.bounds[group.index], net.bounds[group.index + 1]
     step = Step(net, optimizer, tf.ones(CLASSES), config, Sum(hvd))
     image, label = volume(side, slab)
     batch = tf.constant(image), tf.constant(label), tf.ones(1), tf.zeros((1, 2), tf.int32)
-    claimed = _Claimed()
     times, loss = [], 0.0
     for _ in range(steps + 1):
         hvd.barrier()
@@ -65,12 +65,12 @@ def main() -> None:
         loss = float(step.run(iter([batch]), 1, 1e-3).sums[0])
         times.append(time.perf_counter() - began)
     peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = hvd.gather([times[1:], peak, claimed.most, sum(traffic.values()), len(traffic)])
+    found = hvd.gather([times[1:], peak, sum(traffic.values()), len(traffic)])
     if hvd.world.is_root:
-        steps_, *most = ([row[i] for row in found] for i in range(5))
+        steps_, *most = ([row[i] for row in found] for i in range(4))
         print(json.dumps({
             "steps": [max(each) for each in zip(*steps_, strict=True)], "loss": loss,
-            **{name: max(values) for name, values in zip(("peak", "claimed", "sent", "calls"), most, strict=True)},
+            **{name: max(values) for name, values in zip(("peak", "sent", "calls"), most, strict=True)},
         }))  # fmt: skip
 
 
@@ -82,21 +82,6 @@ def volume(side: int, slab: Sequence[int]) -> tuple[Any, Any]:
     label = (sum((axis - side / 2) ** 2 for axis in axes) < (side / 4) ** 2).astype(np.int32)[None]
     noise = [np.random.default_rng(slice_).normal(0, 0.1, (side, side)) for slice_ in range(*slab)]
     return (0.3 + 0.4 * label + np.asarray(noise)).astype(np.float32)[..., None], label
-
-
-class _Claimed:
-    """The most private memory that this process has claimed, used or not: what `ulimit -d` counts."""
-
-    def __init__(self) -> None:
-        self.most = 0
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def _watch(self) -> None:
-        while True:
-            text = Path("/proc/self/status").read_text(encoding="ascii")
-            kib = next(int(line.split()[1]) for line in text.splitlines() if line.startswith("VmData"))
-            self.most = max(self.most, 1024 * kib)
-            time.sleep(0.02)
 
 
 def _watched(group: Any, traffic: dict[str, int]) -> Any:

@@ -54,7 +54,9 @@ class SlabModel:
 
     Args:
         model: the unsplit network, of input ``(N, D, H, W, C)``.
-        group: the ranks that share each volume.
+        group: the ranks that share each volume; one of one rank computes the network as it is.
+        recompute: keep of each stage (layers one after another between two changes of resolution) only what goes in and out, and compute
+            it again on the way back (Chen et al., 2016).
 
     Attributes:
         model: as given; its weights are the only ones.
@@ -65,9 +67,10 @@ class SlabModel:
         ConfigError: a depth that can not be split, a halo larger than a slab, a layer without a spatial version.
     """
 
-    def __init__(self, model: Any, group: Group) -> None:
+    def __init__(self, model: Any, group: Group, recompute: bool = False) -> None:
         self.model, self.group = model, group
         (source,) = model.inputs
+        resolutions = []
         self.bounds = cut(int(source.shape[1]), group.size, cell(model))
         held: dict[int, Bounds | None] = {id(source): self.bounds}
         self._calls: list[tuple[list[int], int, Plan]] = []
@@ -87,7 +90,9 @@ class SlabModel:
                 check_bounds(plan.bounds, layer.name)
             held[id(outputs[0])] = plan.bounds
             self._calls.append(([id(t) for t in given], id(outputs[0]), plan))
+            resolutions.append(tuple(outputs[0].shape[1:-1]))
         self._outputs = [id(t) for t in model.outputs]
+        self._stages = stages(resolutions) if recompute else []
         self.out_bounds = [held[key] for key in self._outputs]
 
     @property
@@ -115,14 +120,41 @@ class SlabModel:
     def __call__(self, image: Any, training: bool = False) -> Any:
         """Outputs of this rank's slab ``(N, d, H, W, C)``; a list if the network has several."""
         values = {self._input: image}
-        last = {key: at for at, (given, _, _) in enumerate(self._calls) for key in given}
-        for at, (given, made, plan) in enumerate(self._calls):
-            values[made] = plan.call([values[key] for key in given], training)
-            for key in given:
-                if last[key] == at and key not in self._outputs:
-                    values.pop(key, None)
+        if training and self._stages:
+            for first, last in self._stages:
+                self._run_again(self._calls[first:last], self._calls[last:], values)
+        else:
+            self._run(self._calls, values, training, set(self._outputs))
         found = [values[key] for key in self._outputs]
         return found if len(found) > 1 else found[0]
+
+    def _run(self, calls: Sequence[Any], values: dict[int, Any], training: bool, wanted: set[int]) -> None:
+        last = {key: at for at, (given, _, _) in enumerate(calls) for key in given}
+        for at, (given, made, plan) in enumerate(calls):
+            values[made] = plan.call([values[key] for key in given], training)
+            for key in given:
+                if last[key] == at and key not in wanted:
+                    values.pop(key, None)
+
+    def _run_again(self, calls: Sequence[Any], later: Sequence[Any], values: dict[int, Any]) -> None:
+        """One stage, computed again on the way back."""
+        made = {key for _, key, _ in calls}
+        given = list(dict.fromkeys(key for keys, _, _ in calls for key in keys if key not in made))
+        read = {key for keys, _, _ in later for key in keys} | set(self._outputs)
+        wanted = [key for _, key, _ in calls if key in read]
+
+        def stage(*inputs: Any) -> Any:
+            inside = dict(zip(given, inputs, strict=True))
+            self._run(calls, inside, True, set(wanted))
+            return [inside[key] for key in wanted]
+
+        values.update(zip(wanted, tf.recompute_grad(stage)(*(values[key] for key in given)), strict=True))
+
+
+def stages(resolutions: Sequence[Any]) -> list[tuple[int, int]]:
+    """Intervals of calls whose outputs have the same resolution; pure."""
+    edges = [at for at in range(1, len(resolutions)) if resolutions[at] != resolutions[at - 1]]
+    return list(itertools.pairwise([0, *edges, len(resolutions)]))
 
 
 def cell(model: Any) -> int:
@@ -157,7 +189,7 @@ def _plan(
 ) -> Plan:
     """The plan of one call of ``layer``; ``given`` are the bounds of its inputs ``tensors``."""
     bounds = given[0]
-    if all(b is None for b in given):
+    if group.size == 1 or all(b is None for b in given):
         return Plan(None, partial(_as_it_is, layer))
     if any(b != bounds for b in given) or bounds is None:
         raise ConfigError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..config import RunConfig
@@ -27,12 +27,16 @@ class Layer:
         name: as in the network.
         parameters: numbers.
         kept: numbers that one sample leaves for the way back (its output, where a later layer's gradient needs it).
+        output: numbers that it puts out for one sample.
+        voxels: of its output.
         shared: whether ``parallel.dense: sharded`` gives each rank a part of its columns.
     """
 
     name: str
     parameters: int
     kept: int
+    output: int
+    voxels: int
     shared: bool = False
 
 
@@ -100,7 +104,7 @@ def rank_bytes(config: RunConfig, channels: int, classes: int, ranks: int, spati
     together = math.ceil(train.batch_size / groups / train.accumulate)
     width = 2 if train.mixed_precision != "none" else FLOAT
     share = slab_share(config, spatial)
-    kept = width * sum(layer.kept for layer in found)
+    kept = width * (recomputed(found) if train.recompute else sum(layer.kept for layer in found))
     # On the way back the two largest outputs have gradients at once, beside what is kept; a slab is copied to join it with its halo.
     passing = (2 if spatial == 1 else 3) * width * max(layer.kept for layer in found)
     sample = FLOAT * math.prod(config.data.patch) * (channels + 1) * share
@@ -116,6 +120,12 @@ def rank_bytes(config: RunConfig, channels: int, classes: int, ranks: int, spati
         batch=sample * together * (2 + config.data.readers),
         runtime=RUNTIME_BYTES,
     )
+
+
+def recomputed(found: Sequence[Layer]) -> int:
+    """Numbers of one sample at the peak of the way back when every stage is computed again: what goes into each, and the largest stage."""
+    stages = [list(group) for _, group in itertools.groupby(found, key=lambda layer: layer.voxels)]
+    return sum(stage[-1].output for stage in stages) + max(sum(layer.kept for layer in stage) for stage in stages)
 
 
 def slab_share(config: RunConfig, spatial: int) -> float:
@@ -178,7 +188,7 @@ def parameters(config: RunConfig, channels: int, classes: int) -> int:
 def _conv(name: str, inputs: int, filters: int, kernel: int, voxels: int, norm: str) -> Layer:
     # A normalization keeps what it is given and what it gives, ReLU what it gives; some of it shares memory: measured.
     bias, scale, tensors = (filters, 0, 1.0) if norm == "none" else (0, 2 * filters, 2.5)
-    return Layer(name, inputs * filters * kernel + bias + scale, round(voxels * filters * tensors))
+    return Layer(name, inputs * filters * kernel + bias + scale, round(voxels * filters * tensors), voxels * filters, voxels)
 
 
 def _halved(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -190,7 +200,7 @@ def _unet(config: RunConfig, channels: int, classes: int) -> Iterator[Layer]:
     shapes = [tuple(config.data.patch)]
     for _ in range(model.depth - 1):
         shapes.append(_halved(shapes[-1]))
-    inputs = channels
+    inputs, voxels = channels, math.prod(shapes[0])
     for level, shape in enumerate(shapes):
         filters, voxels = model.filters * 2**level, math.prod(shape)
         yield _conv(f"down{level}_conv1", inputs, filters, 27, voxels, model.norm)
@@ -198,17 +208,17 @@ def _unet(config: RunConfig, channels: int, classes: int) -> Iterator[Layer]:
         inputs = filters
     for level in reversed(range(model.depth - 1)):
         filters, voxels = model.filters * 2**level, math.prod(shapes[level])
-        yield Layer(f"up{level}_up", inputs * filters * 8 + filters, voxels * filters)
-        yield Layer(f"up{level}_skip", 0, voxels * 2 * filters)
+        yield Layer(f"up{level}_up", inputs * filters * 8 + filters, voxels * filters, voxels * filters, voxels)
+        yield Layer(f"up{level}_skip", 0, voxels * 2 * filters, voxels * 2 * filters, voxels)
         yield _conv(f"up{level}_conv1", 2 * filters, filters, 27, voxels, model.norm)
         yield _conv(f"up{level}_conv2", filters, filters, 27, voxels, model.norm)
         if model.deep_supervision and level > 0:
-            yield Layer(f"logits{level}", (filters + 1) * classes, voxels * classes * 3)
+            yield Layer(f"logits{level}", (filters + 1) * classes, voxels * classes * 3, voxels * classes, voxels)
         inputs = filters
     if model.dropout:
-        yield Layer("dropout", 0, math.prod(shapes[0]) * inputs)
+        yield Layer("dropout", 0, voxels * inputs, voxels * inputs, voxels)
     # Logits, probabilities and the loss' own terms.
-    yield Layer("logits", (inputs + 1) * classes, math.prod(shapes[0]) * classes * 4)
+    yield Layer("logits", (inputs + 1) * classes, voxels * classes * 4, voxels * classes, voxels)
 
 
 def _scaled(filters: int, width: float) -> int:
@@ -223,14 +233,15 @@ def _vgg(config: RunConfig, channels: int, classes: int) -> Iterator[Layer]:
             yield _conv(f"block{block}_conv{index}", inputs, wide, 9, math.prod(shape), model.norm)
             inputs = wide
         shape = tuple(side // 2 for side in shape)
-        yield Layer(f"block{block}_pool", 0, math.prod(shape) * inputs)
+        size = math.prod(shape)
+        yield Layer(f"block{block}_pool", 0, size * inputs, size * inputs, size)
     if model.head == "dense":
         inputs *= math.prod(shape)
         for index in (1, 2):
             wide = _scaled(4096, model.width)
-            yield Layer(f"fc{index}", (inputs + 1) * wide, wide, shared=True)
+            yield Layer(f"fc{index}", (inputs + 1) * wide, wide, wide, 1, shared=True)
             inputs = wide
-    yield Layer("logits", (inputs + 1) * classes, classes)
+    yield Layer("logits", (inputs + 1) * classes, classes, classes, 1)
 
 
 def _cnn(config: RunConfig, channels: int, classes: int) -> Iterator[Layer]:
@@ -241,4 +252,4 @@ def _cnn(config: RunConfig, channels: int, classes: int) -> Iterator[Layer]:
         shape = _halved(shape)
         yield _conv(f"stage{stage}_conv2", wide, wide, 27, math.prod(shape), model.norm)
         inputs = wide
-    yield Layer("logits", (inputs + 1) * classes, classes)
+    yield Layer("logits", (inputs + 1) * classes, classes, classes, 1)

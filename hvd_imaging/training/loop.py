@@ -270,10 +270,10 @@ class Trainer:
         check_grid(self.hvd.grid, self.config.data.patch[0], [name for name, used in whole.items() if used])
 
     def _on_slabs(self, model: Any) -> tuple[Any, tuple[int, int] | None]:
-        group = self.hvd.group
+        group, recompute = self.hvd.group, self.config.train.recompute
         if group.size == 1:
-            return model, None
-        net = SlabModel(model, group)
+            return (SlabModel(model, group, recompute) if recompute else model), None
+        net = SlabModel(model, group, recompute)
         return net, (net.bounds[group.index], net.bounds[group.index + 1])
 
     @property

@@ -30,7 +30,7 @@ from .layout import BEST, CONFIG, RECORD, SCRIPTS
 _FREE_ON_RESUME = (
     "output.", "parallel.", "monitor.", "data.dataset", "data.public_key", "train.epochs", "train.max_steps", "train.checkpoint_",
     "train.keep_checkpoints", "train.early_stop", "train.validate_every", "train.accumulate", "train.balance",
-    "train.guard_steps", "train.on_nonfinite",
+    "train.guard_steps", "train.on_nonfinite", "train.recompute",
 )  # fmt: skip
 _PACKAGES = ("tensorflow", "tf_keras", "horovod", "mpi4py", "numpy", "h5py", "scipy")
 

@@ -147,13 +147,15 @@ def _gradients(
     parts, ranks = (model.parts(), model.group.size) if isinstance(model, SlabModel) else (None, 1)
 
     def gradients(image, label, weight, draw, count):
-        with tf.GradientTape() as tape, draws(draw):
-            outputs = model(image, training=training)
-            # Rows of weight 0 are cut out, not multiplied away: 0 x infinity is not 0.
-            losses = tf.where(weight > 0, sample_losses(kind, label, outputs, weights_of_class, parts), 0.0)
-            loss = tf.reduce_sum(losses) / (count * ranks)
-            loss = scaler.get_scaled_loss(loss) if scaler else loss
-        found = [tf.convert_to_tensor(g) for g in tape.gradient(loss, variables, unconnected_gradients="zero")]
+        # On the way back, too: what is computed again there has to drop what it dropped.
+        with draws(draw):
+            with tf.GradientTape() as tape:
+                outputs = model(image, training=training)
+                # Rows of weight 0 are cut out, not multiplied away: 0 x infinity is not 0.
+                losses = tf.where(weight > 0, sample_losses(kind, label, outputs, weights_of_class, parts), 0.0)
+                loss = tf.reduce_sum(losses) / (count * ranks)
+                loss = scaler.get_scaled_loss(loss) if scaler else loss
+            found = [tf.convert_to_tensor(g) for g in tape.gradient(loss, variables, unconnected_gradients="zero")]
         correct = 0.0
         if classifies:
             correct = tf.reduce_sum(tf.cast(tf.equal(tf.argmax(outputs, -1, tf.int32), label), tf.float32) * weight)

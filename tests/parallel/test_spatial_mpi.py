@@ -99,7 +99,7 @@ def test_fifty_steps_on_slabs_learn_what_whole_volumes_do(whole, task, ranks):
 
 def test_a_run_goes_on_under_another_grid(whole):
     train(whole, "moved", 4, "parallel.spatial=2", "train.max_steps=20")
-    train(whole, "moved", 2, "parallel.spatial=2", "train.max_steps=35", resume=True)
+    train(whole, "moved", 2, "parallel.spatial=2", "train.max_steps=35", "train.recompute=true", resume=True)
     train(whole, "moved", 1, resume=True)
     assert np.abs(weights(whole / "moved") - weights(whole / "seg-whole")).max() < 1e-3
 

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from hvd_imaging.bench import allreduce, guarantees, mirrored_worker, predict, scaling
@@ -255,3 +256,29 @@ def test_a_step_is_predicted_from_its_parts():
     found = predict.figures({predict.Case("volumes", 2, predict.LOCAL): 0.1, predict.Case("volumes", 4, predict.LOCAL): 0.2})
     assert [(figure.value, figure.reached) for figure in found] == [(0.1, True), (0.2, False)]
     assert [figure.value for figure in predict.figures({})] == [None, None]
+
+
+def test_figures_of_shared_volumes_are_ratios_to_the_unsplit_step():
+    from hvd_imaging.bench import spatial
+
+    def times(seconds, peak, calls=0):
+        return {"steps": [seconds, seconds], "peak": peak * 1e9, "sent": 1e6, "calls": calls, "loss": 1.0}
+
+    found = {(spatial.name(64), spatial.system_of(n)): [times(s, p, n > 1)] for n, s, p in ((1, 10.0, 8.0), (2, 6.0, 4.0), (4, 9.0, 2.0))}
+    rows = spatial.rows_of(found)
+    assert not [row for row in rows if row.system == spatial.system_of(4) and row.metric == "step time"]
+    figures = {figure.name: figure for figure in spatial.figures({(row.case, row.system, row.metric): row for row in rows}, [64])}
+    assert figures["step time, 64^3, 2 ranks / 1 rank"].value == 0.6
+    assert figures["peak memory a rank, 64^3, 4 ranks / 1 rank"].value == 0.25
+    assert figures["steps under the limit: 1 rank"].reached is None
+
+
+def test_figures_of_shared_columns():
+    from hvd_imaging.bench import dense
+
+    runs = {"replicated": [{"steps": [12.0], "sent": [500e6]}], "sharded": [{"steps": [3.0], "sent": [50e6]}]}
+    rows = dense.rows_of("c", runs, None)
+    found = dense.figures({(row.system, row.metric): row for row in rows}, Row("c", "sharded", "d", "", (2e-5,)))
+    assert [figure.value for figure in found] == [10, 4, 2e-5] and all(figure.reached for figure in found)
+    assert all(figure.reached is None for figure in dense.figures({(r.system, r.metric): r for r in dense.rows_of("c", {w: [] for w in dense.WAYS}, "not root")}, None))
+    assert dense.difference([np.ones(4)], [np.ones(4)]) == 0

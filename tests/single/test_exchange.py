@@ -166,6 +166,9 @@ def test_auto_takes_the_least_loss_that_is_nearly_fastest(times, compute, expect
         ({"train": {"reproducible": "exact"}, "parallel": {"compression": "fp16"}}, "takes compression=none"),
         ({"train": {"reproducible": True, "balance": "auto"}}, "use balance=equal"),
         ({"parallel": {"reduction": "adasum", "compression": "fp16"}}, "reduction=adasum takes none"),
+        ({"parallel": {"dense": "sharded", "spatial": 2}}, "dense=sharded does not go together with parallel.spatial=2"),
+        ({"parallel": {"dense": "sharded"}, "train": {"mixed_precision": "float16", "balance": "auto"}},
+         "does not go together with train.balance=auto, train.mixed_precision=float16"),
     ],
 )
 def test_contradictions_are_refused(sections, message):

@@ -8,8 +8,10 @@ import signal
 import numpy as np
 import pytest
 import tensorflow as tf
+from click.testing import CliRunner
 from datasets import make_dataset
 
+from hvd_imaging.cli.train import command
 from hvd_imaging.config import RunConfig, check
 from hvd_imaging.errors import ConfigError, DatasetError, RunError
 from hvd_imaging.parallel.horovod import Horovod, check_build
@@ -212,6 +214,42 @@ def test_dropout_belongs_to_the_sample(data, tmp_path):
     assert micro.steps == whole.steps
     weights = [np.concatenate([w.ravel() for w in checkpoint.load_newest(tmp_path / run)[0].weights]) for run in ("whole", "micro")]
     assert np.linalg.norm(weights[0] - weights[1]) < 1e-3 * np.linalg.norm(weights[0])
+
+
+@pytest.mark.parametrize("task", ["seg", "cls"])
+def test_what_is_computed_again_is_the_same(data, tmp_path, task):
+    model = {"seg": {"name": "unet3d", "filters": 4, "depth": 3, "dropout": 0.3, "deep_supervision": True}}.get(
+        task, {"name": "vgg16", "width": 0.125, "norm": "group", "head": "dense", "dropout": 0.3})
+    found = []
+    for name in ("kept", "again"):
+        changes = {"model": model, "train__max_steps": 4, "train__optimizer": "sgd", "train__recompute": name == "again"}
+        train(check(RunConfig, with_model(settings(data, task), changes), "test"), tmp_path / name, Horovod())
+        state, _ = checkpoint.load_newest(tmp_path / name)
+        found.append(np.concatenate([w.ravel() for w in state.weights]))
+    assert np.abs(found[0] - found[1]).max() < 1e-5 and np.abs(found[0]).max() > 0
+
+
+def test_a_dry_run_tells_the_memory_of_every_grid_and_trains_nothing(data, tmp_path):
+    (tmp_path / "run.yaml").write_text(json.dumps(settings(data).model_dump(mode="json") | {"parallel": {"memory_gb": 2.0}}))
+    words = [str(tmp_path / "run.yaml"), "--run-dir", str(tmp_path / "run"), "--dry-run", "--ranks", "4"]
+    told = json.loads(CliRunner().invoke(command, [*words, "--json", "--set", "parallel.spatial=2"]).stdout)
+    assert told["rank_memory_bytes"] == 2e9 and [(row["data"], row["spatial"]) for row in told["grids"]] == [(2, 2), (1, 4)]
+    assert [row["wanted"] for row in told["grids"]] == [True, False] and all(row["fits"] for row in told["grids"])
+    shown = CliRunner().invoke(command, [*words, "--set", "parallel.spatial=1"]).stdout
+    assert "data 2 x spatial 2" in shown and "parallel.spatial=1 is not among them" in shown
+    automatic = CliRunner().invoke(command, [*words, "--set", "parallel.spatial=auto"]).stdout
+    assert "wanted, fits" in automatic and not (tmp_path / "run").exists()
+    none = CliRunner().invoke(command, [*words, "--set", "parallel.spatial=auto", "--set", "parallel.memory_gb=0.1"])
+    assert isinstance(none.exception, ConfigError) and "no grid of 4 ranks fits into 0.1 GB a rank" in str(none.exception)
+    assert CliRunner().invoke(command, [*words[:1], "--ranks", "4"]).exit_code == 2
+
+
+def with_model(config, changes):
+    values = config.model_dump(mode="json")
+    values["model"] |= changes["model"]
+    for key in ("max_steps", "optimizer", "recompute"):
+        values["train"][key] = changes[f"train__{key}"]
+    return values
 
 
 def test_sigusr1_saves_and_leaves_and_resume_ends_alike(data, tmp_path, monkeypatch):
