@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..errors import TRY_AGAIN
+from ..errors import TRY_AGAIN, ConfigError
 from ..world import World
 
 if TYPE_CHECKING:
@@ -135,8 +135,12 @@ def _tell_memory(settings: RunConfig, world: World, ranks: int | None, as_json: 
     manifest = load_manifest(settings.data.dataset)
     shape = manifest.channels, max(len(manifest.classes), 1)
     memory, wanted = _memory(settings, world, size), settings.parallel.spatial
+    none: ConfigError | None = None
     if wanted == "auto":
-        wanted = fitting(settings, *shape, size, memory).spatial
+        try:
+            wanted = fitting(settings, *shape, size, memory).spatial
+        except ConfigError as error:
+            none = error  # told below the table, which shows by how much
     found = grids(settings, *shape, size)
     if as_json:
         rows = [
@@ -156,6 +160,8 @@ def _tell_memory(settings: RunConfig, world: World, ranks: int | None, as_json: 
     console.print(table)
     where = "parallel.memory_gb" if settings.parallel.memory_gb is not None else "this node's free memory, shared by its ranks"
     console.print(f"a rank may take {memory / 1e9:.2f} GB ({where})", markup=False)
+    if none is not None:
+        raise none
     if not any(grid.spatial == wanted for grid, _ in found):
         console.print(f"parallel.spatial={wanted} is not among them: {size} ranks, a depth of {settings.data.patch[0]} and a batch of "
                       f"{settings.train.batch_size} do not permit it", markup=False)  # fmt: skip

@@ -105,8 +105,8 @@ def rank_bytes(config: RunConfig, channels: int, classes: int, ranks: int, spati
     width = 2 if train.mixed_precision != "none" else FLOAT
     share = slab_share(config, spatial)
     kept = width * (recomputed(found) if train.recompute else sum(layer.kept for layer in found))
-    # On the way back the two largest outputs have gradients at once, beside what is kept; a slab is copied to join it with its halo.
-    passing = (2 if spatial == 1 else 3) * width * max(layer.kept for layer in found)
+    # On the way back the two largest outputs have gradients at once, beside what is kept.
+    passing = 2 * width * max(layer.kept for layer in found)
     sample = FLOAT * math.prod(config.data.patch) * (channels + 1) * share
     return MemoryEstimate(
         weights=weights,

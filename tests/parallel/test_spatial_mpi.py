@@ -11,7 +11,7 @@ from datasets import make_dataset
 from mpi_tools import mpirun
 
 from hvd_imaging.training import checkpoint
-from hvd_imaging.training.events import epoch_records
+from hvd_imaging.training.events import epoch_records, read_events
 
 pytestmark = pytest.mark.mpi
 
@@ -102,6 +102,14 @@ def test_a_run_goes_on_under_another_grid(whole):
     train(whole, "moved", 2, "parallel.spatial=2", "train.max_steps=35", "train.recompute=true", resume=True)
     train(whole, "moved", 1, resume=True)
     assert np.abs(weights(whole / "moved") - weights(whole / "seg-whole")).max() < 1e-3
+
+
+def test_the_grid_can_be_found_by_memory(folder):
+    # One volume a step: a second rank has nothing to do unless it shares it.
+    train(folder, "auto", 2, "parallel.spatial=auto", "train.batch_size=1", "train.max_steps=3")
+    assert next(event for event in read_events(folder / "auto") if event["event"] == "start")["grid"] == {"data": 1, "spatial": 2}
+    done = train(folder, "none", 2, "parallel.spatial=auto", "parallel.memory_gb=0.1", code=2)
+    assert done.stderr.count("no grid of 2 ranks fits into 0.1 GB a rank") == 1 and not (folder / "none").exists()
 
 
 @pytest.mark.parametrize(

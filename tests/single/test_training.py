@@ -241,6 +241,7 @@ def test_a_dry_run_tells_the_memory_of_every_grid_and_trains_nothing(data, tmp_p
     assert "wanted, fits" in automatic and not (tmp_path / "run").exists()
     none = CliRunner().invoke(command, [*words, "--set", "parallel.spatial=auto", "--set", "parallel.memory_gb=0.1"])
     assert isinstance(none.exception, ConfigError) and "no grid of 4 ranks fits into 0.1 GB a rank" in str(none.exception)
+    assert none.stdout.count("does not fit") == 2
     assert CliRunner().invoke(command, [*words[:1], "--ranks", "4"]).exit_code == 2
 
 
