@@ -41,7 +41,7 @@ class PreprocessConfig(Section):
 
     units: Literal["hu", "stored"] = Field("hu", description="DICOM: rescaled values (HU for CT), or stored ones")
     orientation: Literal["lps", "source"] = Field(
-        "lps", description="lps: D to the head, H to the back, W to the left, as near as the axes lie; source: as in the file"
+        "lps", description="axes of the volumes; lps: D to the head, H to the back, W to the left, the nearest axis each; source: as in the file"
     )
     spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = Field(
         None, description="resample to this spacing in mm (D, H, W); none keeps each volume's own"
@@ -178,7 +178,7 @@ class IngestConfig(Section):
 class AugmentConfig(Section):
     """Random changes of training samples; image and mask move together. 0 switches one off."""
 
-    flip: tuple[bool, bool, bool] = Field((False, False, True), description="mirror along D, H, W with probability 1/2")
+    flip: tuple[bool, bool, bool] = Field((False, False, True), description="mirror along D (head, foot), H (front, back), W (left, right) with probability 1/2")
     rotate_deg: typing.Annotated[float, Field(ge=0, le=180)] = Field(10.0, description="in-plane rotation, degrees")
     scale: typing.Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="zoom by 1 +- this")
     shift: typing.Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="classification: shift by this share")
