@@ -8,14 +8,14 @@ from pathlib import Path
 
 from ...errors import SourceError
 from ..dicom import Rejected, SegFile, SeriesFiles, relative
-from ..nifti import DESCRIPTION, NiftiCase, parse_classes, stem
+from ..nifti import DESCRIPTION, NiftiCase, parse_classes, plain_name, stem
 
-FOLDERS = ("labels", "labelsTr", "masks")
+FOLDERS = ("labels", "labelstr", "masks")
 
 
-def are_masks(volumes: Sequence[NiftiCase]) -> bool:
-    """True if all lie in folders for masks; a volume elsewhere may be an image."""
-    return all(path.parent.name in FOLDERS for volume in volumes for path in volume.files)
+def is_mask(volume: NiftiCase) -> bool:
+    """True if it lies in a folder for masks (in small letters or capitals); a volume elsewhere may be an image."""
+    return all(path.parent.name.lower() in FOLDERS for path in volume.files)
 
 
 def masks_beside(
@@ -33,7 +33,7 @@ def masks_beside(
     for item in series:
         around = [part for file in item.files[:1] for part in Path(relative(file, root)).parts[:-1]]
         for name in (item.patient_id, *around):
-            by_name.setdefault(name, set()).add(item.uid)
+            by_name.setdefault(plain_name(name), set()).add(item.uid)
     known = {item.uid for item in series}
     classes: dict[Path, tuple[str, ...]] = {}
     masks, rejected = [], []
