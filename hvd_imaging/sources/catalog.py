@@ -14,13 +14,23 @@ from ..errors import SourceError
 from ..volume import Volume
 from . import unread
 from .dicom import DicomScan, Rejected, SegFile, SeriesFiles, Units, read_series, relative, scan_dicom
-from .labels import Annotation, LabelTable, read_labels_csv, read_mask, read_rtstruct, read_seg, seg_classes
+from .labels import (
+    Annotation,
+    LabelTable,
+    read_labels_csv,
+    read_mask,
+    read_rtstruct,
+    read_seg,
+    read_segments,
+    seg_classes,
+)
 from .labels.beside import is_mask, masks_beside
 from .labels.checks import doubts
 from .labels.consensus import check_method, combine
 from .labels.layers import BACKGROUND, from_mask, is_background
 from .labels.references import Matched, match
 from .nifti import DESCRIPTION, NiftiCase, NiftiScan, is_nifti_name, plain_name, read_case, scan_nifti
+from .nrrd import segments
 
 TASKS = ("segmentation", "classification", "unlabelled")
 LABELS = "labels.csv"
@@ -189,8 +199,10 @@ def load_case(case: Case, catalog: Catalog, units: Units = "hu") -> tuple[Volume
     if catalog.task != "segmentation":
         return volume, None
     notes: tuple[str, ...] = ()
-    if case.kind == "nifti":
-        mask = read_mask(case.mask[0].path, volume, catalog.classes, case.image.root)
+    if case.kind == "nifti" and not segments(case.mask[0].path):
+        told: list[str] = []
+        mask = read_mask(case.mask[0].path, volume, catalog.classes, case.image.root, told)
+        notes = tuple(told)
     else:
         mask, notes = combine(annotations_of(case, volume, catalog), catalog.classes, volume.shape, catalog.labels)
     if catalog.labels.empty == "quarantine" and not mask.any():
@@ -216,11 +228,16 @@ def annotations_of(case: Case, volume: Volume, catalog: Catalog) -> tuple[Annota
     found = []
     for file in case.mask:
         if file.kind == "volume":
-            classes = file.labels or catalog.classes
-            mask = read_mask(file.path, volume, [catalog.names.get(label, label) for label in classes], case.image.root)
-            annotation = Annotation(
-                tuple(from_mask(catalog.names.get(label, label), mask == value) for value, label in enumerate(classes) if value)
-            )
+            classes, named = file.labels or catalog.classes, segments(file.path)
+            if named:
+                annotation = read_segments(file.path, volume, named, classes, case.image.root, catalog.names)
+            else:
+                notes: list[str] = []
+                shown = [catalog.names.get(label, label) for label in classes]
+                mask = read_mask(file.path, volume, shown, case.image.root, notes)
+                annotation = Annotation(
+                    tuple(from_mask(label, mask == value) for value, label in enumerate(shown) if value), tuple(notes)
+                )
         elif file.kind == "rtstruct":
             uid = case.image.uid if isinstance(case.image, SeriesFiles) else ""
             frame = case.image.frame_of_reference if isinstance(case.image, SeriesFiles) else ""

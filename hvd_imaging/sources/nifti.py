@@ -261,7 +261,7 @@ def read_nifti(path: Path, root: Path = Path()) -> Volume:
         return nrrd.read_nrrd(path, root)
     name = relative(path, root)
     try:
-        image = nibabel.load(path)
+        image = _load(path)
         header: Any = image.header
         if header.get_data_dtype().fields is not None or header.get_data_dtype().kind == "c":
             raise SourceError(f"{name}: colour or complex voxels are not supported yet, expected numbers")
@@ -291,6 +291,17 @@ def read_nifti(path: Path, root: Path = Path()) -> Volume:
         notes.append(f"{bad} voxels that are not finite were set to 0")
     order = (2, 1, 0, 3)[: array.ndim]
     return Volume(np.ascontiguousarray(array.transpose(order)), affine, source=(path,), notes=tuple(notes))
+
+
+def _load(path: Path) -> Any:
+    """`nibabel.load`, which looks for another file than asked for where an ending mixes small letters and capitals."""
+    if path.name.endswith((".nii", ".nii.gz")) or not path.is_file():
+        return nibabel.load(path)
+    holder = {"image": nibabel.FileHolder(str(path))}
+    try:
+        return nibabel.Nifti1Image.from_file_map(holder)
+    except nibabel.filebasedimages.ImageFileError:
+        return nibabel.Nifti2Image.from_file_map(holder)
 
 
 def read_case(case: NiftiCase) -> Volume:

@@ -10,13 +10,15 @@ from .pixels import Units, padding_in
 
 AIR = -1000.0
 """HU."""
+SIGNALS = ("MR", "PT", "NM", "RTDOSE")
+"""Modalities in which 0 says that nothing was measured, whatever the smallest value is."""
 
 
 class Padding:
     """Finds the padding of a volume slice by slice, and fills it when all slices stand.
 
     Filled is in CT with -1000 HU (for stored units: the value that means it), elsewhere with the background: 0, or the smallest
-    other value if 0 is none of the volume's values.
+    other value if 0 lies outside of the volume's values and is not "no signal".
     """
 
     def __init__(self, modality: str, units: Units) -> None:
@@ -69,7 +71,8 @@ class Padding:
             values = image[~self._unpacked(self._found[index][0], array)] if index in self._found else image
             if values.size:
                 low, high = min(low, float(values.min())), max(high, float(values.max()))
-        return 0.0 if low <= 0 <= high or low > high else low
+        none = 0.0 if self._modality in SIGNALS else low
+        return 0.0 if low <= 0 <= high or low > high else none
 
     @staticmethod
     def _unpacked(packed: np.ndarray, array: np.ndarray) -> np.ndarray:

@@ -42,12 +42,13 @@ def notes(paths: Iterable[Path]) -> tuple[str, ...]:
     broken = {ending: found.pop(ending) for ending in DICOM if ending in found}
     said = []
     if found:
-        said.append(f"{_listed(found)} of kinds that are not read; convert images to DICOM or NIfTI, unpack archives")
+        what = _listed(found, "is of a kind that is", "are of kinds that are")
+        said.append(f"{what} not read; convert images to DICOM or NIfTI, unpack archives")
     if broken:
-        said.append(f"{_listed(broken)} no DICOM by what they hold (damaged or cut off files?)")
+        said.append(f"{_listed(broken, 'is no DICOM by what it holds', 'are no DICOM by what they hold')} (damaged or cut off?)")
     return tuple(said)
 
 
-def _listed(found: dict[str, int]) -> str:
+def _listed(found: dict[str, int], one: str, many: str) -> str:
     shown = ", ".join(f"{count} {ending}" for ending, count in sorted(found.items(), key=lambda item: (-item[1], item[0])))
-    return f"{shown} file{'s are' if sum(found.values()) != 1 else ' is'}"
+    return f"{shown} file {one}" if sum(found.values()) == 1 else f"{shown} files {many}"
