@@ -297,11 +297,10 @@ def _load(path: Path) -> Any:
     """`nibabel.load`, which looks for another file than asked for where an ending mixes small letters and capitals."""
     if path.name.endswith((".nii", ".nii.gz")) or not path.is_file():
         return nibabel.load(path)
-    holder = {"image": nibabel.FileHolder(str(path))}
-    try:
-        return nibabel.Nifti1Image.from_file_map(holder)
-    except nibabel.filebasedimages.ImageFileError:
-        return nibabel.Nifti2Image.from_file_map(holder)
+    holder = nibabel.FileHolder(str(path))
+    with holder.get_prepare_fileobj("rb") as file:
+        second = 540 in (int.from_bytes(start := file.read(4), "little"), int.from_bytes(start, "big"))
+    return (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_file_map({"image": holder})
 
 
 def read_case(case: NiftiCase) -> Volume:

@@ -184,7 +184,7 @@ def test_mask_that_does_not_fit_is_refused(tmp_path, kind):
         catalog.load_case(found.cases[0], found)
 
 
-@pytest.mark.parametrize("suffix", [".nii.gz", ".NII.GZ", ".Nii", ".nrrd"])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".NII.GZ", ".Nii", ".nii.GZ", ".nrrd"])
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_names_of_images_and_masks_meet(tmp_path, suffix, form):
     """Letters with marks in either form of Unicode, endings in capitals, dots, blanks, names that end like a channel."""
