@@ -26,6 +26,11 @@ from .dicom import Rejected, relative, walk
 
 SUFFIXES = (".nii.gz", ".nii", *nrrd.SUFFIXES)
 DESCRIPTION = "dataset.json"
+_DAMAGED = (
+    nibabel.filebasedimages.ImageFileError,
+    nibabel.spatialimages.HeaderDataError,
+    nibabel.wrapstruct.WrapStructError,
+)
 
 
 @dataclass(frozen=True)
@@ -269,7 +274,7 @@ def read_nifti(path: Path, root: Path = Path()) -> Volume:
         affine = np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
     except SourceError:
         raise
-    except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
+    except (OSError, EOFError, ValueError, zlib.error, *_DAMAGED) as error:
         raise SourceError(f"{name}: not a NIfTI file, or truncated or damaged ({type(error).__name__})") from error
     if array.ndim == 4 and array.shape[3] == 1:
         array = array[..., 0]

@@ -267,7 +267,7 @@ def _by_pydicom(dataset: pydicom.Dataset, header: Header) -> np.ndarray:
         return _rgb(array, str(found.get("photometric_interpretation", header.photometric)), header)
     if header.photometric == "PALETTE COLOR":
         return _palette(array, header)
-    return _keep_padding(array, _within_bits(array, header), header) if header.bits_allocated > 1 else array
+    return _within_bits(array, header) if header.bits_allocated > 1 else array
 
 
 def _compressed(dataset: pydicom.Dataset, header: Header) -> np.ndarray:
