@@ -38,7 +38,7 @@ def series(folder, value, signed=True, bits=16, low=0, high=2000, kind="SS", end
         d.file_meta.TransferSyntaxUID = syntax
         if syntax == ExplicitVRBigEndian:
             d.PixelData = (array & 0xFFFF).astype(">u2").tobytes()
-            d.save_as(folder / f"f{index}", implicit_vr=False, little_endian=False)
+            d.save_as(folder / f"f{index}", enforce_file_format=True)
         elif syntax == RLELossless:
             d.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
             d.compress(RLELossless)
