@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from test_cli_dataset import run
 
-from hvd_imaging.cli.main import main
+from hvd_imaging.cli.ingest import command as ingest
 from hvd_imaging.config import LabelsConfig
-from hvd_imaging.errors import PARTIAL
+from hvd_imaging.errors import PARTIAL, SourceError
 from hvd_imaging.shards import manifest as manifests
 from hvd_imaging.shards.reader import ShardReader
 from hvd_imaging.sources import catalog
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.shared
 
 def ingested(case: Path, out: Path, *options: str, code: int = 0) -> dict:
     """What `hvd-imaging ingest --json` says of a case."""
-    result = CliRunner().invoke(main, ["ingest", str(case / "in"), str(out), "--json", *options])
+    result = run(ingest, case / "in", out, "--json", *options)
     assert result.exit_code == code, result.output
     return json.loads(result.stdout)
 
@@ -34,9 +34,9 @@ def stored_masks(out: Path) -> list[np.ndarray]:
 
 def refused(case: Path, out: Path, *options: str) -> str:
     """The line that `hvd-imaging ingest` ends with."""
-    result = CliRunner().invoke(main, ["ingest", str(case / "in"), str(out), *options])
-    assert result.exit_code == 3 and not out.exists(), result.output
-    return result.stderr.strip().splitlines()[-1]
+    result = run(ingest, case / "in", out, *options)
+    assert isinstance(result.exception, SourceError) and not out.exists(), result.output
+    return str(result.exception)
 
 
 def loaded(case: Path) -> dict[str, tuple]:
