@@ -33,6 +33,7 @@ from ..sources.archives import Opened
 from ..sources.catalog import Catalog
 from ..sources.dicom import DicomScan, Rejected
 from . import prepare
+from .classes import refuse_one_class
 from .parent import check_key, key_mark, key_place
 from .plan import (
     Before,
@@ -212,6 +213,7 @@ def _build(
     def told() -> Manifest:
         if world.is_root:
             redactor.save(files)
+        refuse_one_class(staged, catalog)
         return compose(staged, catalog, settings, config, quarantined, before, frozen, key_mark(key))
 
     manifest = together(communicator, told)
