@@ -279,8 +279,8 @@ def read_nifti(path: Path, root: Path = Path(), modality: str = "") -> Volume:
         header: Any = image.header
         if header.get_data_dtype().fields is not None or header.get_data_dtype().kind == "c":
             raise SourceError(f"{name}: colour or complex voxels are not supported yet, expected numbers")
-        array = np.asarray(image.dataobj, dtype=np.float32)  # type: ignore[attr-defined]
-        affine = np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
+        array = np.asarray(image.dataobj, dtype=np.float32)
+        affine = np.asarray(image.affine, dtype=np.float64)
     except SourceError:
         raise
     except (OSError, EOFError, ValueError, zlib.error, *_DAMAGED) as error:
