@@ -198,7 +198,7 @@ def compose(
     if old is None:
         splits = assign(people, split, frozen)
     else:
-        known = {sample.patient: sample.split for sample in old.samples}
+        known = earlier_splits(old, samples.values())
         refuse_mixed_rules(old.split, split)
         frozen = {*frozen, *(patient for patient, name in known.items() if name == "test")}
         splits = assign(people, split, frozen, known if old.split == split else None)
@@ -230,6 +230,22 @@ def compose(
         shards=tuple(shard for shard in old.shards if shard.name in shared) if old is not None else (),
         version=versions.record("ingest", old, parameters, counts, key),
     )
+
+
+def earlier_splits(old: Manifest, samples: Iterable[Sample]) -> dict[str, str]:
+    """Patient -> split in the parent. Pure.
+
+    Who is a patient may have changed (`split.patient`, a table, a corrected PatientID), so samples are followed as well. Where a
+    patient's samples were in several splits, all go to test, else to validation: what was tested is never learned from.
+    """
+    where: dict[str, set[str]] = {}
+    for sample in old.samples:
+        where.setdefault(sample.patient, set()).add(sample.split)
+    by_id = {sample.id: sample.split for sample in old.samples}
+    for sample in samples:
+        if sample.id in by_id:
+            where.setdefault(sample.patient, set()).add(by_id[sample.id])
+    return {patient: next(split for split in ("test", "val", "train") if split in found) for patient, found in where.items()}
 
 
 def _last_dates(staged: Sequence[Staged], catalog: Catalog) -> dict[str, str]:

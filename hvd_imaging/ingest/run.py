@@ -27,7 +27,7 @@ from ..shards.manifest import Manifest, Sample, ShardFile, Storage
 from ..shards.reader import ShardReader
 from ..shards.split import read_frozen
 from ..shards.writer import Record, publish, refuse_existing, settle, write_shard
-from ..sources import archives
+from ..sources import archives, patients
 from ..sources import catalog as sources
 from ..sources.archives import Opened
 from ..sources.catalog import Catalog
@@ -204,6 +204,7 @@ def _build(
     quarantined += [Quarantined(redactor.reference(item.path), item.reason) for item in refused]
     quarantined += [Quarantined(item.path, item.reason) for item in staged if item.sample is None]
     notes = [Note(item.folder, note) for item in staged for note in item.notes]
+    notes += [Note(redactor.reference(src / item.path), redactor.text(item.reason, [src / item.path])) for item in catalog.remarks]
     notes += [Note(".", note) for note in catalog.notes]
     for known in communicator.gather(redactor.known):
         redactor.add(known)
@@ -304,6 +305,7 @@ def _catalog(
     try:
         found = sources.scan(src, None if labels_csv is None else Path(labels_csv), task, dicom=dicom)
         found = sources.choose(found, config.labels, redactor.label)
+        found = patients.assign(found, config.split.patient, src)
         check_config(found, config)
     except SourceError as error:
         names = [src / rejected.path for rejected in dicom.rejected]

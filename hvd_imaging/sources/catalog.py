@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -12,13 +13,13 @@ import numpy as np
 from ..config import LabelsConfig
 from ..errors import SourceError
 from ..volume import Volume
-from .dicom import DicomScan, Rejected, SegFile, SeriesFiles, Units, read_series, relative, scan_dicom
+from .dicom import DicomScan, Rejected, SegFile, SeriesFiles, Units, read_series, relative, scan_dicom, walk
 from .labels import Annotation, LabelTable, read_labels_csv, read_mask, read_rtstruct, read_seg, seg_classes
 from .labels.beside import are_masks, masks_beside
 from .labels.checks import doubts
 from .labels.consensus import check_method, combine
 from .labels.layers import BACKGROUND, from_mask, is_background
-from .nifti import NiftiCase, NiftiScan, read_case, scan_nifti
+from .nifti import DESCRIPTION, NiftiCase, NiftiScan, is_nifti_name, read_case, scan_nifti
 
 TASKS = ("segmentation", "classification", "unlabelled")
 LABELS = "labels.csv"
@@ -34,8 +35,8 @@ class Case:
     """One image with what is known about it. ``source_id`` and ``patient_id`` are raw: for memory only, never written.
 
     Attributes:
-        source_id: SeriesInstanceUID, or the NIfTI case's name.
-        patient_id: PatientID, or the NIfTI case's name.
+        source_id: SeriesInstanceUID, with ``#part`` if the series holds several volumes; or the NIfTI case's name.
+        patient_id: who it counts as: PatientID, or the NIfTI case's name.
         modality: DICOM Modality, "" if unknown.
         label: class index for classification, else None.
         mask: annotations for segmentation: DICOM SEG, RTSTRUCT or volumes, sorted by path.
@@ -49,6 +50,18 @@ class Case:
     image: SeriesFiles | NiftiCase
     mask: tuple[SegFile, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """What the source calls its patient: PatientID, "" if it has none, or the NIfTI case's name; raw."""
+        if not isinstance(self.image, SeriesFiles):
+            return self.image.name
+        return next((header.patient for header in self.image.headers), self.image.patient_id)
+
+    @property
+    def part(self) -> str:
+        """Which volume of its series it is ("echo 2"), "" if there is one only; safe to show."""
+        return self.image.part if isinstance(self.image, SeriesFiles) else ""
+
 
 @dataclass(frozen=True)
 class Catalog:
@@ -60,6 +73,7 @@ class Catalog:
         cases: sorted by ``source_id``.
         rejected: inputs that can not be used, with the reason.
         notes: what the user should know about the archive as a whole.
+        remarks: what the user should know of single inputs, which are not set aside.
         labels: how annotations become masks.
         names: of segments and regions -> of classes; what is not in it stays as it is.
     """
@@ -71,6 +85,7 @@ class Catalog:
     notes: tuple[str, ...] = ()
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     names: Mapping[str, str] = field(default_factory=dict, repr=False)
+    remarks: tuple[Rejected, ...] = ()
 
 
 def scan(
@@ -100,6 +115,8 @@ def scan(
     nifti = scan_nifti(root)
     dicom = scan_dicom(root, on_file) if dicom is None else dicom
     strays: list[Rejected] = []
+    unused = len(dicom.segmentations) + (len(nifti.cases) if dicom.series else sum(case.label is not None for case in nifti.cases))
+    asked = task
     if dicom.series and nifti.cases:
         if not are_masks(nifti.cases):
             raise SourceError(
@@ -134,9 +151,14 @@ def scan(
             "dataset.json; use --task unlabelled for images alone"
         )
     rejected = sorted([*rejected, *strays, *dicom.rejected, *nifti.rejected], key=lambda item: item.path)
-    return Catalog(
-        task, classes, tuple(sorted(cases, key=lambda case: case.source_id)), tuple(rejected), dicom.notes
-    )
+    notes = [*dicom.notes, *_several_volumes(dicom.series)]
+    if task != "segmentation" and unused:
+        notes.append(f"{unused} masks are not used: the task is {task}")
+    if asked is None and task == "segmentation" and (root / LABELS).is_file():
+        notes.append(f"{LABELS} is not used: masks are there, so the task is segmentation; --task classification takes it")
+    remarks = [*dicom.remarks, *(_left_out(root, nifti, task) if not dicom.series else ())]
+    ordered = tuple(sorted(cases, key=lambda case: case.source_id))
+    return Catalog(task, classes, ordered, tuple(rejected), tuple(notes), remarks=tuple(remarks))
 
 
 def choose(catalog: Catalog, config: LabelsConfig, shown: Callable[[str], str] = str) -> Catalog:
@@ -294,15 +316,44 @@ def _from_dicom(dicom: DicomScan, nifti: NiftiScan, task: str) -> tuple[list[Cas
         for uid in found:
             masks.setdefault(uid, []).append(seg)
     cases = []
-    for series in dicom.series:
-        if task == "segmentation" and series.uid not in masks:
-            rejected.append(
-                Rejected(_place(series), "no mask: no DICOM SEG or RTSTRUCT refers to this series (--task unlabelled keeps such series)")
-            )
+    for series, others in with_others(dicom.series):
+        mask, why = masks_of(series, masks.get(series.uid, ()), others)
+        if task == "segmentation" and not mask:
+            rejected.append(Rejected(_place(series), why))
             continue
-        mask = tuple(masks.get(series.uid, ()))
-        cases.append(Case(series.uid, series.patient_id, series.modality, None, "dicom", series, mask))
+        cases.append(Case(series.source_id, series.person, series.modality, None, "dicom", series, mask))
     return cases, seg_classes(labels) if task == "segmentation" else (), rejected
+
+
+def with_others(series: Sequence[SeriesFiles]) -> list[tuple[SeriesFiles, list[SeriesFiles]]]:
+    """Each volume with the other volumes of its series. Pure."""
+    members: dict[str, list[SeriesFiles]] = {}
+    for each in series:
+        members.setdefault(each.uid, []).append(each)
+    return [(each, [other for other in members[each.uid] if other is not each]) for each in series]
+
+
+def masks_of(
+    volume: SeriesFiles, files: Sequence[SegFile], others: Sequence[SeriesFiles]
+) -> tuple[tuple[SegFile, ...], str]:
+    """The annotations of a volume among those of its series, and why there are none. Pure.
+
+    An annotation that names images is of the volumes that hold them. One that names the series only is of all its volumes: those
+    on another grid are refused when it is read. Of images without a place nothing would tell: they must be named.
+    """
+    if not files:
+        return (), "no mask: no DICOM SEG or RTSTRUCT refers to this series (--task unlabelled keeps such series)"
+    if not others:
+        return tuple(files), ""
+    own = {header.instance for header in volume.headers}
+    known = own.union(*({header.instance for header in other.headers} for other in others))
+    placed = all(header.geometry == "patient" for header in volume.headers)
+    mine = tuple(file for file in files if own & set(file.instances) or (placed and not known & set(file.instances)))
+    if mine:
+        return mine, ""
+    if any(known & set(file.instances) for file in files):
+        return (), f"no mask: those of its series are of its other volumes (this is {volume.part})"
+    return (), f"no mask: its series has {len(others) + 1} images without a place, and its mask does not say which one it is of"
 
 
 def _from_nifti(dicom: DicomScan, nifti: NiftiScan, task: str) -> tuple[list[Case], tuple[str, ...], list[Rejected]]:
@@ -321,6 +372,37 @@ def _from_nifti(dicom: DicomScan, nifti: NiftiScan, task: str) -> tuple[list[Cas
     return cases, nifti.classes if task == "segmentation" else (), rejected
 
 
+def _several_volumes(series: Sequence[SeriesFiles]) -> tuple[str, ...]:
+    """Series of several volumes, which are all taken: how many, and what they are called."""
+    parts = Counter(each.part for each in series if each.part)
+    if not parts:
+        return ()
+    uids = len({each.uid for each in series if each.part})
+    shown = ", ".join(f"{part} ({count})" for part, count in list(parts.items())[:6]) + (", ..." if len(parts) > 6 else "")
+    return (f"{uids} series hold{'s' * (uids == 1)} several volumes, {parts.total()} in all, each a case of its own: {shown}",)
+
+
+def _left_out(root: Path, nifti: NiftiScan, task: str) -> list[Rejected]:
+    """Volumes of a layout with imagesTr that are no case of this task, by design or because nothing names them."""
+    left = [
+        Rejected(_place(case), "of imagesTs, whose labels are held back: left out (--task unlabelled takes it)")
+        for case in nifti.cases
+        if case.held_out and task != "unlabelled"
+    ]
+    layouts = {path.parent.parent for case in nifti.cases for path in case.files if path.parent.name == "imagesTr"}
+    if not any((folder / DESCRIPTION).is_file() for folder in layouts):
+        return left
+    known = {path for case in nifti.cases for path in (*case.files, *filter(None, [case.label]))}
+    for path in walk(root):
+        if is_nifti_name(path) and path not in known and path.parent.name not in ("imagesTr", "imagesTs"):
+            why = {
+                "labelsTr": "a mask without an image of its name in imagesTr: left out",
+                "labelsTs": "a mask of imagesTs: left out",
+            }.get(path.parent.name, "outside of imagesTr, imagesTs and labelsTr: left out")
+            left.append(Rejected(relative(path, root), why))
+    return left
+
+
 def _apply_labels(cases: list[Case], table: LabelTable) -> tuple[list[Case], list[Rejected]]:
     """Cases with their labels; cases without one are set aside.
 
@@ -328,10 +410,13 @@ def _apply_labels(cases: list[Case], table: LabelTable) -> tuple[list[Case], lis
         SourceError: a row that fits no case; it is named by number, not by the identifier.
     """
 
-    def key(case: Case) -> str:
-        return case.source_id if table.by == "series" else case.patient_id
+    def keys(case: Case) -> tuple[str, ...]:
+        """The most telling first: a volume of a series, then the series."""
+        if table.by == "patient":
+            return (case.name,)
+        return (case.source_id, case.image.uid) if isinstance(case.image, SeriesFiles) else (case.source_id,)
 
-    unknown = sorted(table.rows[name] for name in table.labels.keys() - {key(case) for case in cases})
+    unknown = sorted(table.rows[name] for name in table.labels.keys() - {key for case in cases for key in keys(case)})
     if unknown:
         shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
         raise SourceError(
@@ -340,7 +425,7 @@ def _apply_labels(cases: list[Case], table: LabelTable) -> tuple[list[Case], lis
         )
     labelled, missing = [], []
     for case in cases:
-        label = table.labels.get(key(case))
+        label = next((table.labels[key] for key in keys(case) if key in table.labels), None)
         if label is None:
             missing.append(Rejected(_place(case.image), f"no label in {table.name}"))
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -55,6 +56,7 @@ class Header:
         frames: one entry for each frame; cine without a place has one entry for all.
         tiles: number of tiles of a Siemens mosaic, else 0.
         references: SeriesInstanceUIDs that a SEG or RTSTRUCT refers to.
+        instances: SOPInstanceUIDs of the images that it names in them; empty if it names none.
         labels: segment labels or ROI names.
         codes: of SEG, for each label its code ("SCT:39607008"), "" if it has none.
         annotator, review: who made it, and ApprovalStatus.
@@ -70,6 +72,9 @@ class Header:
     series: str = field(default="", repr=False)
     study: str = field(default="", repr=False)
     patient: str = field(default="", repr=False)
+    issuer: str = field(default="", repr=False)
+    person_name: str = field(default="", repr=False)
+    birth_date: str = field(default="", repr=False)
     modality: str = ""
     study_date: str = field(default="", repr=False)
     institution: str = field(default="", repr=False)
@@ -97,6 +102,7 @@ class Header:
     frames: tuple[Frame, ...] = ()
     notes: tuple[str, ...] = ()
     references: tuple[str, ...] = field(default=(), repr=False)
+    instances: tuple[str, ...] = field(default=(), repr=False)
     labels: tuple[str, ...] = field(default=(), repr=False)
     codes: tuple[str, ...] = ()
     annotator: str = field(default="", repr=False)
@@ -235,6 +241,9 @@ def _describe(
         series=series,
         study=text("StudyInstanceUID"),
         patient=text("PatientID"),
+        issuer=values.raw_text("IssuerOfPatientID"),
+        person_name=values.raw_text("PatientName"),
+        birth_date=values.raw_text("PatientBirthDate"),
         modality=text("Modality"),
         study_date=text("StudyDate"),
         institution=text("InstitutionName"),
@@ -284,25 +293,31 @@ def _labels(path: Path, root: Path, dataset: pydicom.Dataset, known: dict[str, A
     known["review"] = str(dataset.get("ApprovalStatus") or "")
     if known["sop_class"] in (SegmentationStorage, LABEL_MAP):
         known["references"] = tuple(str(item.SeriesInstanceUID) for item in dataset.get("ReferencedSeriesSequence", []))
+        known["instances"] = _named_in(dataset.get("ReferencedSeriesSequence", []), "ReferencedInstanceSequence")
         known["labels"] = tuple(str(item.SegmentLabel).strip() for item in dataset.get("SegmentSequence", []))
         known["codes"] = tuple(map(_code, dataset.get("SegmentSequence", [])))
         if not known["references"]:
             return Header(path, root, "rejected", reason="DICOM SEG without ReferencedSeriesSequence")
         return Header(path, root, "seg", **known)
-    known["references"] = tuple(
-        dict.fromkeys(
-            str(series.SeriesInstanceUID)
-            for place in dataset.get("ReferencedFrameOfReferenceSequence", [])
-            for study in place.get("RTReferencedStudySequence", [])
-            for series in study.get("RTReferencedSeriesSequence", [])
-        )
-    )
+    named = [
+        series
+        for place in dataset.get("ReferencedFrameOfReferenceSequence", [])
+        for study in place.get("RTReferencedStudySequence", [])
+        for series in study.get("RTReferencedSeriesSequence", [])
+    ]
+    known["references"] = tuple(dict.fromkeys(str(series.SeriesInstanceUID) for series in named))
+    known["instances"] = _named_in(named, "ContourImageSequence")
     known["labels"] = tuple(
         str(item.get("ROIName") or "").strip() for item in dataset.get("StructureSetROISequence", [])
     )
     if not known["references"]:
         return Header(path, root, "rejected", reason="RTSTRUCT that names no series (no RTReferencedSeriesSequence)")
     return Header(path, root, "rtstruct", **known)
+
+
+def _named_in(series: Iterable[pydicom.Dataset], sequence: str) -> tuple[str, ...]:
+    """SOPInstanceUIDs of the images that references to series name, each once."""
+    return tuple(dict.fromkeys(str(item.get("ReferencedSOPInstanceUID") or "") for each in series for item in each.get(sequence) or []))
 
 
 def _code(segment: pydicom.Dataset) -> str:
