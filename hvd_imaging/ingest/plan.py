@@ -238,6 +238,12 @@ def earlier_splits(old: Manifest, samples: Iterable[Sample]) -> dict[str, str]:
     Who is a patient may have changed (`split.patient`, a table, a corrected PatientID), so samples are followed as well. Where a
     patient's samples were in several splits, all go to test, else to validation: what was tested is never learned from.
     """
+    where = _where(old, samples)
+    return {patient: next(split for split in ("test", "val", "train") if split in found) for patient, found in where.items()}
+
+
+def _where(old: Manifest, samples: Iterable[Sample]) -> dict[str, set[str]]:
+    """The splits of the parent in which each patient of old and of the samples stands."""
     where: dict[str, set[str]] = {}
     for sample in old.samples:
         where.setdefault(sample.patient, set()).add(sample.split)
@@ -245,7 +251,18 @@ def earlier_splits(old: Manifest, samples: Iterable[Sample]) -> dict[str, str]:
     for sample in samples:
         if sample.id in by_id:
             where.setdefault(sample.patient, set()).add(by_id[sample.id])
-    return {patient: next(split for split in ("test", "val", "train") if split in found) for patient, found in where.items()}
+    return where
+
+
+def regrouped(old: Manifest, samples: Iterable[Sample]) -> tuple[str, ...]:
+    """A note on patients whose samples were in several splits of the parent. Pure."""
+    divided = sum(len(found) > 1 for found in _where(old, samples).values())
+    if not divided:
+        return ()
+    return (
+        f"{divided} patient{'s' * (divided > 1)} had samples in several splits of the parent, where other patients were told apart: all go to "
+        "test if one was there, else to validation; `dataset split --test SHARE` chooses test patients anew",
+    )
 
 
 def _last_dates(staged: Sequence[Staged], catalog: Catalog) -> dict[str, str]:

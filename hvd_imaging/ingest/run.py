@@ -45,6 +45,7 @@ from .plan import (
     inherit,
     refuse_minority,
     refuse_repeated,
+    regrouped,
     resolve_all,
 )
 from .prepare import Job, image_bytes, stage
@@ -204,8 +205,10 @@ def _build(
     quarantined += [Quarantined(redactor.reference(item.path), item.reason) for item in refused]
     quarantined += [Quarantined(item.path, item.reason) for item in staged if item.sample is None]
     notes = [Note(item.folder, note) for item in staged for note in item.notes]
-    notes += [Note(redactor.reference(src / item.path), redactor.text(item.reason, [src / item.path])) for item in catalog.remarks]
+    notes += [Note(redactor.reference(src / item.path), item.reason) for item in catalog.remarks]  # they name no files
     notes += [Note(".", note) for note in catalog.notes]
+    if before is not None:
+        notes += [Note(".", note) for note in regrouped(before.manifest, [item.sample for item in staged if item.sample is not None])]
     for known in communicator.gather(redactor.known):
         redactor.add(known)
     files = key_path.with_name(f"{dataset.name}.files.json")
