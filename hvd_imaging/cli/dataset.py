@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -206,6 +207,7 @@ def summarize(manifest: Manifest, dataset: Path) -> dict[str, Any]:
         "modality": sorted({sample.modality for sample in manifest.samples}),
         "samples": len(manifest.samples),
         "patients": len({sample.patient for sample in manifest.samples}),
+        "parts": dict(sorted(Counter(sample.part for sample in manifest.samples if sample.part).items())),
         "splits": splits,
         "split": manifest.split.model_dump(mode="json"),
         "shards": len(shards),
@@ -265,6 +267,9 @@ def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("task", summary["task"]), ("classes", counts or "none"), ("samples", str(summary["samples"]))]
     for name, split in summary["splits"].items():
         rows.append((f"  {name}", f"{_counted(split['samples'], 'sample')} of {_counted(split['patients'], 'patient')}"))
+    if summary["parts"]:
+        shown = [f"{part} ({count})" for part, count in summary["parts"].items()]
+        rows.append(("parts of series", ", ".join(shown[:8]) + (f" and {len(shown) - 8} more kinds" if len(shown) > 8 else "")))
     rows += [
         ("patients", str(summary["patients"])),
         ("modality", ", ".join(name or "unknown" for name in summary["modality"])),

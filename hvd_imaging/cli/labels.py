@@ -42,6 +42,7 @@ def command(src: Path, out: Path | None, key_file: Path | None, assignments: tup
 
     import dataclasses
     import json
+    import re
     import secrets
 
     from ..errors import HvdImagingError, SourceError
@@ -72,7 +73,7 @@ def command(src: Path, out: Path | None, key_file: Path | None, assignments: tup
         problems.append((redactor.reference(path), redactor.text(rejected.reason, [path])))
     for case in progress(catalog.cases, "reading annotations", World()):
         files = [*case.image.files, *(file.path for file in case.mask)]
-        name = redactor.reference(files[0])
+        name = redactor.reference(files[0]) + (f"-{re.sub('[^0-9A-Za-z]+', '-', case.part)}" if case.part else "")
         try:
             found = annotations.examine(case, catalog, name, annotators, config.preprocess.units, draw=out is not None)
         except SourceError as error:

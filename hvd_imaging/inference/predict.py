@@ -20,7 +20,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +33,7 @@ from ..models.spec import ModelSpec
 from ..preprocess.pipeline import preprocess
 from ..shards import manifest as manifests
 from ..shards.reader import ShardReader
-from ..sources.dicom import read_series, scan_dicom
+from ..sources.dicom import SeriesFiles, read_series, scan_dicom
 from ..sources.nifti import is_nifti_name, read_nifti, write_nifti
 from ..volume import Volume
 from .predictors import Predictor
@@ -140,6 +140,9 @@ def input_kind(source: Path) -> InputKind:
     Raises:
         SourceError: nothing there, or a file that is not NIfTI by name.
     """
+    source, part = folder_and_part(source)
+    if part:
+        return "dicom"
     if not source.exists():
         raise SourceError(f"{source}: no such file or folder; expected {_INPUTS}")
     if source.is_dir():
@@ -147,6 +150,14 @@ def input_kind(source: Path) -> InputKind:
     if is_nifti_name(source):
         return "nifti"
     raise SourceError(f"{source}: expected {_INPUTS}; found another file (for DICOM give the folder of the series)")
+
+
+def folder_and_part(source: Path) -> tuple[Path, str]:
+    """INPUT as the folder of a series and the volume of it that is meant: ``FOLDER#echo 2``; else (INPUT, "")."""
+    folder, separator, part = str(source).rpartition("#")
+    if not separator or source.exists() or not Path(folder).is_dir():
+        return source, ""
+    return Path(folder), part.strip()
 
 
 _INPUTS = "a folder with one DICOM series, a NIfTI file (.nii, .nii.gz), or a dataset folder (manifest.json)"
@@ -213,7 +224,9 @@ def _answers(
         yield from _dataset_answers(predictor, source, overlap, memory_bytes, progress)
         return
     spec = predictor.spec
-    volume = read_nifti(source, source.parent) if kind == "nifti" else read_only_series(source, spec.preprocess.units)
+    volume = (
+        read_nifti(source, source.parent) if kind == "nifti" else read_only_series(*folder_and_part(source), spec.preprocess.units)
+    )
     if form == "dcm":
         from .dicom_seg import check_source
 
@@ -241,13 +254,18 @@ def _dataset_answers(
                 progress(done + 1, len(manifest.samples))
 
 
-def read_only_series(folder: Path, units: Literal["hu", "stored"] = "hu") -> Volume:
+def read_only_series(folder: Path, part: str = "", units: Literal["hu", "stored"] = "hu") -> Volume:
     """The one DICOM image series below ``folder``, in the units that the model was trained on.
+
+    Args:
+        part: which volume is meant, if the series holds several.
 
     Raises:
         SourceError: none, several, or one that can not be read.
     """
     scan = scan_dicom(folder)
+    if part or len({series.uid for series in scan.series}) < len(scan.series):
+        scan = replace(scan, series=_only_part(folder, part, scan.series))
     if len(scan.series) == 1:
         if scan.rejected:
             # A file of the series itself may be among them: a mask of half a patient must not pass for a whole one.
@@ -261,12 +279,35 @@ def read_only_series(folder: Path, units: Literal["hu", "stored"] = "hu") -> Vol
         why = f"; {scan.rejected[0].path}: {scan.rejected[0].reason}" if scan.rejected else ""
         raise SourceError(f"{folder}: no DICOM image series in this folder or below ({scan.skipped} other files){why}")
     shown = ", ".join(
-        f"{Path(series.files[0]).parent.relative_to(folder).as_posix()} ({series.modality or 'unknown'}, {len(series.files)} files)"
+        f"{Path(series.files[0]).parent.relative_to(folder).as_posix()} ({', '.join(filter(None, _about(series)))})"
         for series in scan.series[:4]
     )
     more = ", ..." if len(scan.series) > 4 else ""
     raise SourceError(
         f"{folder}: expected one DICOM series, found {len(scan.series)}: {shown}{more}; give the folder of one series"
+    )
+
+
+def _about(series: SeriesFiles) -> tuple[str, ...]:
+    return series.part, series.modality or "unknown", f"{len(series.files)} file{'s' * (len(series.files) != 1)}"
+
+
+def _only_part(folder: Path, part: str, series: tuple[SeriesFiles, ...]) -> tuple[SeriesFiles, ...]:
+    """The volumes that are called so; all of several series, if none is asked for, for the caller to refuse.
+
+    Raises:
+        SourceError: a series of several volumes, and it is not told which, or there is none of this name.
+    """
+    found = tuple(each for each in series if each.part == part) if part else series
+    if found and (part or len({each.uid for each in series}) > 1):
+        return found
+    names = [each.part for each in series if each.part]
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    if part:
+        raise SourceError(f"{folder}: no volume '{part}' in this series, expected one of: {shown or 'it holds one only, so give the folder alone'}")
+    raise SourceError(
+        f"{folder}: expected one volume, found a series of {len(series)}: {shown}; say which one as '{folder}#{names[0]}', or ingest the folder "
+        "with --task unlabelled and give the dataset, which answers for all"
     )
 
 

@@ -67,17 +67,18 @@ def stage(index: int, job: Job, workspace: Workspace, redactor: Redactor) -> Sta
     files = files_of(case)
     path, folder = redactor.reference(files[0]), redactor.folder(files[0].parent)
     origin = origin_of(case, job)
+    patient = pseudonym(job.key, "patient", case.patient_id)
     known = job.before.by_origin.get(origin) if job.before is not None else None
-    if known is not None:
+    if known is not None and known.patient == patient:
         return Staged(index, path, folder, sample=known, bytes=stored_bytes(known), kept=True)
     found = workspace.find(origin)
-    if found is not None:
+    if found is not None and found.sample is not None and found.sample.patient == patient:
         return dataclasses.replace(found, index=index, path=path, folder=folder)
     try:
         record, notes = prepare(case, job)
     except SourceError as error:
         # The file stands in its own field: a reader's message that begins with it need not say it twice.
-        reason = redactor.text(str(error), files).removeprefix(f"{path}: ")
+        reason = redactor.text(str(error), files).removeprefix(f"{path}: ") + (f" ({case.part})" if case.part else "")
         return Staged(index, path, folder, reason=reason)
     record = dataclasses.replace(record.stored(job.config.shards), origin=origin)
     sample = describe(record, max(len(job.catalog.classes), 1), "", job.config.shards)
@@ -125,6 +126,7 @@ def prepare(case: Case, job: Job) -> tuple[Record, tuple[str, ...]]:
         geometry=volume.geometry,
         site=site,
         date=date,
+        part=case.part,
     )
     return record, tuple(volume.notes)
 
@@ -205,7 +207,7 @@ def origin_of(case: Case, job: Job) -> str:
         job.config.shards.max_error,
         manifests.SCHEMA,
         # Two parts of one series have the same files.
-        getattr(case.image, "part", ""),
+        case.part,
     ]
     text = json.dumps(parts, separators=(",", ":"), sort_keys=True)
     return hmac.new(job.key, b"origin\0" + text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:32]
@@ -276,4 +278,5 @@ def _record(sample: manifests.Sample, image: np.ndarray, mask: np.ndarray | None
         date=sample.date,
         origin=sample.origin,
         sha256=sample.sha256,
+        part=sample.part,
     )

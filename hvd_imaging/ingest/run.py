@@ -27,7 +27,7 @@ from ..shards.manifest import Manifest, Sample, ShardFile, Storage
 from ..shards.reader import ShardReader
 from ..shards.split import read_frozen
 from ..shards.writer import Record, publish, refuse_existing, settle, write_shard
-from ..sources import archives
+from ..sources import archives, patients
 from ..sources import catalog as sources
 from ..sources.archives import Opened
 from ..sources.catalog import Catalog
@@ -46,6 +46,7 @@ from .plan import (
     inherit,
     refuse_minority,
     refuse_repeated,
+    regrouped,
     resolve_all,
 )
 from .prepare import Job, image_bytes, stage
@@ -205,7 +206,10 @@ def _build(
     quarantined += [Quarantined(redactor.reference(item.path), item.reason) for item in refused]
     quarantined += [Quarantined(item.path, item.reason) for item in staged if item.sample is None]
     notes = [Note(item.folder, note) for item in staged for note in item.notes]
+    notes += [Note(redactor.reference(src / item.path), item.reason) for item in catalog.remarks]  # they name no files
     notes += [Note(".", note) for note in catalog.notes]
+    if before is not None:
+        notes += [Note(".", note) for note in regrouped(before.manifest, [item.sample for item in staged if item.sample is not None])]
     for known in communicator.gather(redactor.known):
         redactor.add(known)
     files = key_path.with_name(f"{dataset.name}.files.json")
@@ -306,6 +310,7 @@ def _catalog(
     try:
         found = sources.scan(src, None if labels_csv is None else Path(labels_csv), task, dicom=dicom)
         found = sources.choose(found, config.labels, redactor.label)
+        found = patients.assign(found, config.split.patient, src)
         check_config(found, config)
     except SourceError as error:
         names = [src / rejected.path for rejected in dicom.rejected]

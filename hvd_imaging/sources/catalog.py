@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -46,8 +47,8 @@ class Case:
     """One image with what is known about it. ``source_id`` and ``patient_id`` are raw: for memory only, never written.
 
     Attributes:
-        source_id: SeriesInstanceUID, or the NIfTI case's name.
-        patient_id: PatientID, or the NIfTI case's name.
+        source_id: SeriesInstanceUID, with ``#part`` if the series holds several volumes; or the NIfTI case's name.
+        patient_id: who it counts as: PatientID, or the NIfTI case's name.
         modality: DICOM Modality, "" if unknown.
         label: class index for classification, else None.
         mask: annotations for segmentation: DICOM SEG, RTSTRUCT or volumes, sorted by path.
@@ -61,6 +62,18 @@ class Case:
     image: SeriesFiles | NiftiCase
     mask: tuple[SegFile, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """What the source calls its patient: PatientID, "" if it has none, or the NIfTI case's name; raw."""
+        if not isinstance(self.image, SeriesFiles):
+            return self.image.name
+        return next((header.patient for header in self.image.headers), self.image.patient_id)
+
+    @property
+    def part(self) -> str:
+        """Which volume of its series it is ("echo 2"), "" if there is one only; safe to show."""
+        return self.image.part if isinstance(self.image, SeriesFiles) else ""
+
 
 @dataclass(frozen=True)
 class Catalog:
@@ -72,6 +85,7 @@ class Catalog:
         cases: sorted by ``source_id``.
         rejected: inputs that can not be used, with the reason.
         notes: what the user should know about the archive as a whole.
+        remarks: what the user should know of single inputs, which are not set aside.
         labels: how annotations become masks.
         names: of segments and regions -> of classes; what is not in it stays as it is.
     """
@@ -83,6 +97,7 @@ class Catalog:
     notes: tuple[str, ...] = ()
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     names: Mapping[str, str] = field(default_factory=dict, repr=False)
+    remarks: tuple[Rejected, ...] = ()
 
 
 def scan(
@@ -111,6 +126,8 @@ def scan(
         raise SourceError(f"{root}: expected a folder with DICOM or NIfTI files, found {_what(root)}")
     nifti = scan_nifti(root)
     dicom = scan_dicom(root, on_file) if dicom is None else dicom
+    unused = len(dicom.segmentations) + sum(is_mask(case) if dicom.series else case.label is not None for case in nifti.cases)
+    asked = task
     left = unread.notes(path for path in dicom.unknown if not is_nifti_name(path))
     dicom, nifti, strays, notes = _one_kind(dicom, nifti, root, task)
     if not dicom.series and not nifti.cases:
@@ -141,8 +158,14 @@ def scan(
             f"dataset.json; use --task unlabelled for images alone{why}"
         )
     rejected = sorted([*rejected, *strays, *dicom.rejected, *nifti.rejected], key=lambda item: item.path)
-    notes += (*dicom.notes, *nifti.notes, *(matched.notes if task == "segmentation" else ()), *left)
-    return Catalog(task, classes, tuple(sorted(cases, key=lambda case: case.source_id)), tuple(rejected), notes)
+    notes += (*dicom.notes, *_several_volumes(dicom.series), *nifti.notes, *(matched.notes if task == "segmentation" else ()), *left)
+    if task != "segmentation" and unused:
+        notes += (f"{unused} masks are not used: the task is {task}",)
+    if asked is None and task == "segmentation" and (root / LABELS).is_file():
+        notes += (f"{LABELS} is not used: masks are there, so the task is segmentation; --task classification takes it",)
+    remarks = [*dicom.remarks, *_left_out(nifti, task)]
+    ordered = tuple(sorted(cases, key=lambda case: case.source_id))
+    return Catalog(task, classes, ordered, tuple(rejected), notes, remarks=tuple(remarks))
 
 
 def choose(catalog: Catalog, config: LabelsConfig, shown: Callable[[str], str] = str) -> Catalog:
@@ -345,7 +368,7 @@ def _from_dicom(dicom: DicomScan, matched: Matched, task: str) -> tuple[list[Cas
             rejected.append(Rejected(_place(series), f"no mask: {why} (--task unlabelled keeps such series)"))
             continue
         mask = masks.get(series.source_id, ())
-        cases.append(Case(series.uid, series.patient_id, series.modality, None, "dicom", series, mask))
+        cases.append(Case(series.source_id, series.person, series.modality, None, "dicom", series, mask))
     return cases, seg_classes(labels) if task == "segmentation" else (), rejected
 
 
@@ -368,6 +391,22 @@ def _from_nifti(nifti: NiftiScan, task: str) -> tuple[list[Case], tuple[str, ...
     return cases, nifti.classes if task == "segmentation" else (), rejected
 
 
+def _several_volumes(series: Sequence[SeriesFiles]) -> tuple[str, ...]:
+    """Series of several volumes, which are all taken: how many, and what they are called."""
+    parts = Counter(each.part for each in series if each.part)
+    if not parts:
+        return ()
+    uids = len({each.uid for each in series if each.part})
+    shown = ", ".join(f"{part} ({count})" for part, count in list(parts.items())[:6]) + (", ..." if len(parts) > 6 else "")
+    return (f"{uids} series hold{'s' * (uids == 1)} several volumes, {parts.total()} in all, each a case of its own: {shown}",)
+
+
+def _left_out(nifti: NiftiScan, task: str) -> list[Rejected]:
+    """Cases that are none of this task by design."""
+    why = "of imagesTs, whose labels are held back: left out (--task unlabelled takes it)"
+    return [Rejected(_place(case), why) for case in nifti.cases if case.held_out and task != "unlabelled"]
+
+
 def _apply_labels(cases: list[Case], table: LabelTable) -> tuple[list[Case], list[Rejected]]:
     """Cases with their labels; cases without one are set aside.
 
@@ -375,10 +414,13 @@ def _apply_labels(cases: list[Case], table: LabelTable) -> tuple[list[Case], lis
         SourceError: a row that fits no case; it is named by number, not by the identifier.
     """
 
-    def key(case: Case) -> str:
-        return case.source_id if table.by == "series" else plain_name(case.patient_id)
+    def keys(case: Case) -> tuple[str, ...]:
+        """The most telling first: a volume of a series, then the series."""
+        if table.by == "patient":
+            return (plain_name(case.name),)
+        return (case.source_id, case.image.uid) if isinstance(case.image, SeriesFiles) else (case.source_id,)
 
-    unknown = sorted(table.rows[name] for name in table.labels.keys() - {key(case) for case in cases})
+    unknown = sorted(table.rows[name] for name in table.labels.keys() - {key for case in cases for key in keys(case)})
     if unknown:
         shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
         raise SourceError(
@@ -387,7 +429,7 @@ def _apply_labels(cases: list[Case], table: LabelTable) -> tuple[list[Case], lis
         )
     labelled, missing = [], []
     for case in cases:
-        label = table.labels.get(key(case))
+        label = next((table.labels[key] for key in keys(case) if key in table.labels), None)
         if label is None:
             missing.append(Rejected(_place(case.image), f"no label in {table.name}"))
         else:

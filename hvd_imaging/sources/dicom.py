@@ -24,6 +24,7 @@ from .geometry import same_places, stack_geometry, tilt, upright
 from .headers import CROSS_SECTIONS, Header, read_header
 from .padding import Padding
 from .parts import Piece, pieces_of, volumes_of
+from .people import judge, plain_issuer
 from .pixels import Units, scale, stored_values
 
 __all__ = [
@@ -62,6 +63,7 @@ class SeriesFiles:
     Attributes:
         files: sorted by path; `read_series` brings them into the order of the slices.
         root: the scanned folder; messages name files relative to it.
+        issuer: IssuerOfPatientID where the same PatientID of another issuer is another patient, else "".
         part: "" or which part of a series of several volumes this is ("b=1000", "time 3"); safe to show.
         headers: of the files, in their order; without them `read_series` reads them.
         frames: of each file the frames that belong to this volume; empty: all of all.
@@ -81,6 +83,12 @@ class SeriesFiles:
     station: str = field(default="", repr=False)
     burned_in: str = field(default="", repr=False)
     bytes: int = 0
+    issuer: str = field(default="", repr=False)
+
+    @property
+    def person(self) -> str:
+        """Raw identifier of the patient that this counts for."""
+        return f"{self.patient_id} of issuer {self.issuer}" if self.issuer else self.patient_id
 
     @property
     def source_id(self) -> str:
@@ -128,6 +136,7 @@ class DicomScan:
         others: DICOM objects that are not images (reports, presentation states, DICOMDIR).
         notes: what the user should know.
         unknown: the files that are not DICOM, sorted.
+        remarks: what the user should know of single files, which are used all the same.
     """
 
     series: tuple[SeriesFiles, ...]
@@ -137,6 +146,7 @@ class DicomScan:
     others: int
     notes: tuple[str, ...] = ()
     unknown: tuple[Path, ...] = field(default=(), repr=False)
+    remarks: tuple[Rejected, ...] = ()
 
 
 def scan_dicom(root: Path, on_file: Callable[[Path], None] | None = None) -> DicomScan:
@@ -189,6 +199,7 @@ def group_headers(headers: Iterable[Header], root: Path) -> DicomScan:
                     header.drawn,
                 )
             )
+    people = judge(header for members in series.values() for header in members)
     found = []
     for uid, members in sorted(series.items()):
         members.sort(key=lambda header: header.path)
@@ -205,12 +216,15 @@ def group_headers(headers: Iterable[Header], root: Path) -> DicomScan:
         volumes, aside = volumes_of(members)
         rejected += [Rejected(name, why) for name, why in aside]
         patient = patients.pop()
-        found += [_series(pieces, patient, root, part) for part, pieces in volumes]
+        known = (people.issuers.get((header.patient, plain_issuer(header.issuer)), "") for header in members)
+        issuer = next(filter(None, known), "")
+        found += [_series(pieces, patient, root, part, issuer) for part, pieces in volumes]
     notes = []
     if nameless:
         notes.append(f"{nameless} files without PatientID: each study counts as a patient of its own")
     if others:
         notes.append(f"{others} DICOM objects that are not images were left out")
+    notes += people.notes
     return DicomScan(
         tuple(found),
         tuple(sorted(segmentations, key=lambda item: item.path)),
@@ -219,11 +233,12 @@ def group_headers(headers: Iterable[Header], root: Path) -> DicomScan:
         others,
         tuple(notes),
         tuple(sorted(unknown)),
+        tuple(Rejected(name, what) for name, what in people.examples),
     )
 
 
 def _series(
-    pieces: Sequence[Piece], patient: str, root: Path, part: str
+    pieces: Sequence[Piece], patient: str, root: Path, part: str, issuer: str
 ) -> SeriesFiles:
     """One volume of frames of one or more files."""
     chosen: dict[Path, list[int]] = {}
@@ -250,6 +265,7 @@ def _series(
         station=next((header.station for header in members if header.station), ""),
         burned_in="YES" if any(header.burned_in == "YES" for header in members) else first.burned_in,
         bytes=4 * size,
+        issuer=issuer,
     )
 
 

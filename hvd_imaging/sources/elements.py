@@ -139,7 +139,10 @@ _TEXT = {
     0x00080060: "Modality",
     0x00080080: "InstitutionName",
     0x00081010: "StationName",
+    0x00100010: "PatientName",
     0x00100020: "PatientID",
+    0x00100021: "IssuerOfPatientID",
+    0x00100030: "PatientBirthDate",
     0x0020000D: "StudyInstanceUID",
     0x0020000E: "SeriesInstanceUID",
     0x00200052: "FrameOfReferenceUID",
@@ -228,6 +231,10 @@ class Plain:
             raise Unsure
         return raw.decode("ascii").strip(" \0")
 
+    def raw_text(self, keyword: str) -> str:
+        """The bytes of a text, one character each, whatever its character set is: to compare, not to show."""
+        return self.values.get(_TAG_OF[keyword], b"").decode("latin-1").strip(" \0")
+
     def integer(self, keyword: str, default: int) -> int:
         raw = self.values.get(_TAG_OF[keyword])
         if raw is None or not raw:
@@ -280,6 +287,13 @@ class Parsed:
         if isinstance(value, list | pydicom.multival.MultiValue):
             return "\\".join(map(str, value))
         return str(value).strip(" \0")
+
+    def raw_text(self, keyword: str) -> str:
+        """As `Plain.raw_text`."""
+        assert self.dataset is not None
+        tag = _TAG_OF[keyword]
+        value: Any = self.dataset.get_item(tag).value if tag in self.dataset else None
+        return value.decode("latin-1").strip(" \0") if isinstance(value, bytes) else str(value or "").strip(" \0")
 
     def integer(self, keyword: str, default: int) -> int:
         value: Any = self._get(keyword)

@@ -75,6 +75,9 @@ class Header:
     series: str = field(default="", repr=False)
     study: str = field(default="", repr=False)
     patient: str = field(default="", repr=False)
+    issuer: str = field(default="", repr=False)
+    person_name: str = field(default="", repr=False)
+    birth_date: str = field(default="", repr=False)
     modality: str = ""
     study_date: str = field(default="", repr=False)
     institution: str = field(default="", repr=False)
@@ -244,6 +247,9 @@ def _describe(
         study=text("StudyInstanceUID"),
         patient=text("PatientID"),
         frame_of_reference=text("FrameOfReferenceUID"),
+        issuer=values.raw_text("IssuerOfPatientID"),
+        person_name=values.raw_text("PatientName"),
+        birth_date=values.raw_text("PatientBirthDate"),
         modality=text("Modality"),
         study_date=text("StudyDate"),
         institution=text("InstitutionName"),
@@ -298,14 +304,13 @@ def _labels(path: Path, root: Path, dataset: pydicom.Dataset, known: dict[str, A
         known["codes"] = tuple(map(_code, dataset.get("SegmentSequence", [])))
         known["drawn"] = _drawn(lambda deep: by_segmentation(dataset, deep), known)
         return Header(path, root, "seg", **known)
-    known["references"] = tuple(
-        dict.fromkeys(
-            str(series.SeriesInstanceUID)
-            for place in dataset.get("ReferencedFrameOfReferenceSequence", [])
-            for study in place.get("RTReferencedStudySequence", [])
-            for series in study.get("RTReferencedSeriesSequence", [])
-        )
-    )
+    named = [
+        series
+        for place in dataset.get("ReferencedFrameOfReferenceSequence", [])
+        for study in place.get("RTReferencedStudySequence", [])
+        for series in study.get("RTReferencedSeriesSequence", [])
+    ]
+    known["references"] = tuple(dict.fromkeys(str(series.SeriesInstanceUID) for series in named))
     known["labels"] = tuple(
         str(item.get("ROIName") or "").strip() for item in dataset.get("StructureSetROISequence", [])
     )
@@ -320,8 +325,6 @@ def _drawn(read: Callable[[bool], Drawn], known: dict[str, Any]) -> Drawn:
     except Exception:  # a damaged frame or contour: its reader will say which
         found = Drawn()
     return replace(found, patient=known["patient"], study=known["study"])
-
-
 def _code(segment: pydicom.Dataset) -> str:
     """What kind of thing a segment is, as scheme and value."""
     for item in segment.get("SegmentedPropertyTypeCodeSequence") or []:

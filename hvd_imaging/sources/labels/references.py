@@ -49,7 +49,9 @@ def match(files: Sequence[SegFile], series: Sequence[SeriesFiles]) -> Matched:
         what = _NAMES[file.kind]
         named, how, why = _candidates(file, stacks)
         chosen = _drawn_on(file, named, sure=not how) if named else []
-        if named and not chosen and not how:
+        if named and not chosen and not any(stack.placed for stack in named):
+            why = f"{what} of a series of {len(named)} images without a place, and it does not say which one it is of"
+        elif named and not chosen and not how:
             why = f"{what} that was drawn on slices of another distance or place than those of the series that it names"
         elif named and not chosen:
             why = f"{what} that names no series; of those that share its {how} none has the slices that it was drawn on"
@@ -58,9 +60,13 @@ def match(files: Sequence[SegFile], series: Sequence[SeriesFiles]) -> Matched:
         elif how:
             found_by[what, how] = found_by.get((what, how), 0) + 1
         others = [stack for stack in named if stack not in chosen] if not how else []
-        not_all[what] = not_all.get(what, 0) + bool(others and chosen)
+        used = {stack.uid for stack in chosen}
+        not_all[what] = not_all.get(what, 0) + bool(used and {stack.uid for stack in others} - used)
         for stack in others:
-            refused[stack.id] = f"the {what} that names this series was drawn on slices of another distance or place"
+            if stack.uid in used:
+                refused[stack.id] = f"those of its series are of its other volumes (this is {stack.part})"
+            else:
+                refused[stack.id] = f"the {what} that names this series was drawn on slices of another distance or place"
         for stack in chosen:
             masks.setdefault(stack.id, []).append(file)
     notes = [
@@ -78,12 +84,17 @@ class _Stack:
     """The slices of one series."""
 
     def __init__(self, series: SeriesFiles) -> None:
-        self.id, self.uid, self.patient = series.source_id, series.uid, series.patient_id
+        self.id, self.uid, self.part, self.patient = series.source_id, series.uid, series.part, series.patient_id
         self.instances = {header.instance for header in series.headers} - {""}
         self.study = series.headers[0].study if series.headers else ""
         self.frame = series.frame_of_reference
         self._series = series
         self._slices: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+
+    @property
+    def placed(self) -> bool:
+        """Its images have a place in the patient."""
+        return all(header.geometry == "patient" for header in self._series.headers)
 
     @property
     def first(self) -> Frame:
@@ -175,8 +186,9 @@ def _drawn_on(file: SegFile, named: Sequence[_Stack], sure: bool) -> list[_Stack
         known = frame in drawn.frames
         told = [point for place, point in drawn.planes if not known or place in ("", frame)]
         if not told:
-            # Nothing is marked, or single frames were not looked at, because one series is named.
-            chosen += own or (group if sure and not drawn.planes else [])
+            # Nothing is marked, or single frames were not looked at, because one series is named. Of views without a place, which lie
+            # in one series often, one must be named.
+            chosen += own or ([stack for stack in group if stack.placed or not stack.part] if sure and not drawn.planes else [])
             continue
         planes = np.array(told)
         fits = {stack.id: stack.holds(planes, drawn.size) for stack in group}
