@@ -180,6 +180,59 @@ def test_neighbouring_frames(chests, tmp_path):
     assert not found(write(tmp_path / "mip", splits, "mip"))
 
 
+def visit(volume, seed, degrees=2.0):
+    """The same anatomy on another day: the head lies otherwise, the coil is another one, and there is noise."""
+    random = np.random.default_rng(seed)
+    moved = ndimage.rotate(volume, degrees, (1, 2), reshape=False, order=1, mode="nearest")
+    moved = ndimage.shift(moved, random.uniform(-1, 1, 3), order=1, mode="nearest")
+    slope = np.linspace(0.9, 1.1, volume.shape[1])[None, :, None]
+    return (moved * slope + random.normal(0, 0.03, volume.shape)).clip(0, 1)
+
+
+def of_splits(volumes, visits):
+    """Patients over the splits, and visits of the first ones, under other names, in test."""
+    members = [record(f"{n:x}", volume) for n, volume in enumerate(volumes)]
+    again = [record(f"{0xA0 + n:x}", visit(volumes[n], n)) for n in range(visits)]
+    return {"train": members[: len(members) * 2 // 3], "test": [*members[len(members) * 2 // 3 :], *again]}
+
+
+def suspected(folder):
+    return {frozenset(sample.lstrip("0") or "0" for sample in leak.samples) for leak in audits.audit(folder, Alone()).suspicions}
+
+
+def test_visits_of_a_patient_in_two_splits_are_suspected(tmp_path):
+    """Patients of different anatomy: smooth fields with something in common."""
+    random = np.random.default_rng(1)
+    common = ndimage.gaussian_filter(random.normal(size=(20, 30, 30)), 3)
+    fields = [ndimage.gaussian_filter(random.normal(size=common.shape), 3) + common for _ in range(24)]
+    volumes = [((field - field.min()) / np.ptp(field)).astype(np.float32) for field in fields]
+    folder = write(tmp_path / "data", of_splits(volumes, 3))
+    assert suspected(folder) == {frozenset({f"{n:x}", f"{0xA0 + n:x}"}) for n in range(3)}
+    result = run(dataset_command, "audit", folder)
+    assert result.exit_code == 0 and "perhaps one patient: " in result.output and "3 pairs of volumes" in result.output
+    report = json.loads(run(dataset_command, "audit", folder, "--json").stdout)
+    assert report["passed"] and all(0 < leak["distance"] < leak["usual"] for leak in report["suspicions"])
+    assert suspected(write(tmp_path / "few", of_splits(volumes[:6], 1))) == set()
+
+
+def test_patients_who_are_all_alike_are_not_suspected(chests, tmp_path):
+    assert suspected(write(tmp_path / "data", of_splits([chest(index) for index in range(24)], 0))) == set()
+
+
+@pytest.mark.shared
+def test_real_patients_are_not_suspected_and_visits_are(shared_data, tmp_path):
+    import nibabel
+
+    volumes = []
+    for path in sorted((shared_data / "hippocampus" / "imagesTr").glob("*.nii.gz"))[::4]:
+        array = np.asarray(nibabel.load(path).dataobj, np.float32).transpose(2, 1, 0)
+        low, high = np.quantile(array, (0.005, 0.995))
+        volumes.append(((array - low) / (high - low)).clip(0, 1))
+    pairs = suspected(write(tmp_path / "data", of_splits(volumes, 12)))
+    expected = {frozenset({f"{n:x}", f"{0xA0 + n:x}"}) for n in range(12)}
+    assert pairs <= expected and len(pairs) >= 9
+
+
 def test_empty_images_are_not_alike(tmp_path):
     ramp = np.broadcast_to(np.linspace(0, 1, 9), (4, 9, 9))
     splits = {"train": [record("1", np.zeros((4, 8, 8))), record("2", ramp)], "test": [record("3", np.zeros((4, 8, 9)))]}
