@@ -109,7 +109,7 @@ def read_table(root: Path, cases: Sequence[Case]) -> tuple[dict[str, str], list[
                 f"'{shape(cases[0].name)}' (files without suffix and channel)"
             )
         if unknown:
-            notes.append(f"{unknown} rows of {TABLE} or {DESCRIPTION} name the patient of a case that is not here")
+            notes.append(f"{unknown} rows of {TABLE} or {DESCRIPTION} are of no case of this dataset")
     return table, notes
 
 

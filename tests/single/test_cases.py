@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,10 @@ from test_cli_dataset import run
 from test_predict import Fake
 
 from hvd_imaging.cli.ingest import command as ingest
-from hvd_imaging.config import LabelsConfig
+from hvd_imaging.config import IngestConfig, LabelsConfig
 from hvd_imaging.errors import PARTIAL, SourceError
 from hvd_imaging.inference.predict import predict
+from hvd_imaging.ingest import ingest as from_archive
 from hvd_imaging.shards import manifest as manifests
 from hvd_imaging.shards.reader import ShardReader
 from hvd_imaging.sources import catalog
@@ -49,6 +52,18 @@ def loaded(case: Path) -> dict[str, tuple]:
     """Folder of the image -> (volume, mask) of each case."""
     found = catalog.choose(catalog.scan(case / "in"), LabelsConfig())
     return {item.image.files[0].parent.name: catalog.load_case(item, found) for item in found.cases}
+
+
+def test_01_each_view_of_a_series_is_a_sample_with_its_label(shared_cases, tmp_path):
+    config = IngestConfig.model_validate({"privacy": {"burned_in": "keep"}})  # white noise: one image looks like writing
+    result = from_archive(shared_cases / "01-parts-lost" / "in", tmp_path / "data", config)
+    samples = result.manifest.samples
+    assert result.quarantined == [] and len(samples) == 6
+    labels: dict[str, list[int]] = {}
+    for sample in samples:
+        labels.setdefault(sample.patient, []).append(sample.label)
+    assert sorted(labels.values()) == [[0, 0], [1, 1], [1, 1]]
+    assert sorted(sample.part for sample in samples) == ["image 1"] * 3 + ["image 2"] * 3
 
 
 def test_05_a_seg_of_a_tilted_gantry_lies_on_the_slices_of_its_series(shared_cases, tmp_path):
@@ -160,3 +175,21 @@ def test_26_stray_nifti(shared_cases, tmp_path):
     said = ingested(shared_cases / "26-stray-nifti", tmp_path / "d", code=PARTIAL)
     assert (said["task"], said["patients"], len(said["quarantined"])) == ("unlabelled", 1, 1)
     assert said["quarantined"][0]["reason"].startswith("NIfTI or NRRD beside DICOM; ingest it apart")
+
+
+def test_31_visits_of_a_patient_stay_together_when_asked_and_are_proposed_when_not(shared_cases, tmp_path):
+    source = shared_cases / "31-nifti-several-visits" / "in"
+    alone = from_archive(source, tmp_path / "alone", IngestConfig())
+    (note,) = [note.note for note in alone.notes if "stems" in note.note]
+    rule = re.search("--patient '(.*?)'", note)[1]
+    assert rule == r"(genius_\d\d)" and "24 cases, but their names group into 8 stems of 3" in note
+    manifest = from_archive(source, tmp_path / "data", IngestConfig.model_validate({"split": {"patient": rule}})).manifest
+    assert len({sample.patient for sample in manifest.samples}) == 8
+    assert len({(sample.patient, sample.split) for sample in manifest.samples}) == 8
+    # A table says the same.
+    copy = tmp_path / "copy"
+    shutil.copytree(source, copy)
+    names = sorted(path.name.removesuffix(".nii.gz") for path in (copy / "labelsTr").iterdir())
+    (copy / "cases.csv").write_text("case,patient\n" + "".join(f"{name},{name[7:9]}\n" for name in names))
+    manifest = from_archive(copy, tmp_path / "table", IngestConfig()).manifest
+    assert len({(sample.patient, sample.split) for sample in manifest.samples}) == 8
