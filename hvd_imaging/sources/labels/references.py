@@ -57,10 +57,13 @@ def match(files: Sequence[SegFile], series: Sequence[SeriesFiles]) -> Matched:
             rejected.append(Rejected(relative(file.path, file.root), why))
         elif how:
             found_by[what, how] = found_by.get((what, how), 0) + 1
+        uids = {stack.uid for stack in chosen}
         others = [stack for stack in named if stack not in chosen] if not how else []
-        not_all[what] = not_all.get(what, 0) + bool(others and chosen)
+        not_all[what] = not_all.get(what, 0) + (bool(chosen) and any(stack.uid not in uids for stack in others))
         for stack in others:
-            refused[stack.id] = f"the {what} that names this series was drawn on slices of another distance or place"
+            apart = f"the {what} of its series is of another of its volumes"
+            far = f"the {what} that names this series was drawn on slices of another distance or place"
+            refused[stack.id] = apart if stack.uid in uids else far
         for stack in chosen:
             masks.setdefault(stack.id, []).append(file)
     notes = [
