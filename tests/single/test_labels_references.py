@@ -221,3 +221,15 @@ def test_damaged_references_are_no_crash(tmp_path):
     assert {item.path for item in catalog.scan(tmp_path).rejected} == {"seg", "rt"}
     found = catalog.scan(tmp_path, task="unlabelled")
     assert found.task == "unlabelled" and SECRET not in repr(found)
+
+
+def test_seg_of_one_echo_is_not_of_the_other(tmp_path):
+    """Volumes of one series: the images that the SEG names tell which of them it is of."""
+    first = stack(tmp_path / "e1", Modality="MR", EchoTime=10)
+    stack(tmp_path / "e2", Modality="MR", EchoTime=20)
+    seg(tmp_path / "seg", first, {"organ": MASK}, ("1.2.3.4",))
+    found = catalog.scan(tmp_path)
+    assert where(found) == {"e1": 1} and not found.notes
+    assert [item.reason.split(" (--")[0] for item in found.rejected] == ["no mask: the DICOM SEG of its series is of another of its volumes"]
+    seg(tmp_path / "seg", first, {"organ": MASK}, ("1.2.3.4",), sources=False, listed=False)
+    assert where(catalog.scan(tmp_path)) == {"e1": 1, "e2": 1}
