@@ -241,7 +241,7 @@ def load(sample: manifests.Sample, workspace: Workspace) -> Record:
     Raises:
         DatasetError: another rank's work can not be read here.
     """
-    image, mask = workspace.arrays(sample.origin, sample.class_voxels is not None)
+    image, mask = workspace.arrays(sample)
     return _record(sample, image, mask)
 
 
