@@ -81,6 +81,7 @@ def evaluate(
     communicator: Communicator,
     progress: Callable[[int, int], None] | None = None,
     draw: Draw | None = None,
+    dataset: str | Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate the best weights of a run on one split of its dataset and write the report.
 
@@ -90,20 +91,21 @@ def evaluate(
         communicator: the ranks; all of them return the report, rank 0 writes ``RUN_DIR/evaluation-<split>.json``.
         progress: called with (cases done, cases in all) of this rank.
         draw: makes the pictures on rank 0: ``draw(run_dir, report, overlays)``.
+        dataset: where the run's dataset is now; None: where it was, or beside the run.
 
     Raises:
         RunError, DatasetError: on all ranks alike.
     """
-    from ..training.run import load_run, load_trained
+    from ..training.run import load_run, load_trained, located
     from .predictors import KerasPredictor
 
     directory = Path(run_dir)
-    run = together(communicator, lambda: load_run(directory))
-    dataset = Path(run.config.data.dataset)
-    manifest = together(communicator, lambda: check_dataset(manifests.load(dataset), run.spec, dataset, split))
+    run = together(communicator, lambda: located(load_run(directory), dataset))
+    place = Path(run.config.data.dataset)
+    manifest = together(communicator, lambda: check_dataset(manifests.load(place), run.spec, place, split))
     predictor = together(communicator, lambda: KerasPredictor(run.spec, load_trained(run)))
     report, overlays = evaluate_with(
-        predictor, run.spec, dataset, manifest, split, communicator, progress, pictures=draw is not None
+        predictor, run.spec, place, manifest, split, communicator, progress, pictures=draw is not None
     )
 
     def write() -> None:
@@ -270,13 +272,15 @@ def why(
     value = dice[classes[focus]] if focus else None
     if value is None:
         return "nothing marked, nothing found"
-    name = f"'{classes[focus]}' (Dice {value:.3f})"
+    name, a, b = f"'{classes[focus]}'", truth == focus, labels == focus
     if value == 1:
         return f"{name}: no voxel is wrong"
-    a, b = truth == focus, labels == focus
-    state = "missed" if not b.any() else "invented" if not a.any() else "most wrong voxels here"
     missing, extra = int((a & ~b)[plane].sum()), int((b & ~a)[plane].sum())
-    return f"{name}: {state}, {missing} missing, {extra} too many"
+    if not b.any():
+        return f"{name} missed: {missing} voxels here"
+    if not a.any():
+        return f"{name} invented: {extra} voxels here"
+    return f"{name}, Dice {value:.3f}: here {missing} missing, {extra} too many"
 
 
 def _wrong(truth: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:

@@ -6,6 +6,7 @@ All functions draw from plain values and write atomically. One colour means one 
 from __future__ import annotations
 
 import contextlib
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ TRUTH, PREDICTION = "#2fd44a", "#ff3df2"
 CLASS_COLOURS = ("#4c78a8", "#e4572e", "#3a9d5d", "#a05195", "#d9a404", "#3ca3b8", "#8c6d4f", "#7f7f7f")
 FOLDER = "plots"
 _THIN = 0.6
+_LETTERS = 58
+"""That fit above a picture."""
 
 _STYLE = {
     "font.family": "sans-serif",
@@ -230,7 +233,7 @@ def overlay_sheet(overlays: Sequence[Overlay], classes: Sequence[str], task: str
     extents = [(o.image.shape[0] * o.spacing[0], o.image.shape[1] * o.spacing[1]) for o in overlays]
     ratio = float(np.median([h / w for h, w in extents]))
     width = 4.2
-    height = float(np.clip(width * ratio, 1.8, 7.5)) + 0.95
+    height = float(np.clip(width * ratio, 1.8, 7.5)) + 0.4 + 0.175 * max(len(caption(overlay)) for overlay in overlays)
     with _figure(path, max(width * columns, 5.2), height * len(rows) + 0.35) as figure:
         grid = figure.subplots(len(rows), columns, squeeze=False)
         for line, group in zip(grid, rows, strict=True):
@@ -264,16 +267,14 @@ def _overlay(ax: Any, overlay: Overlay) -> None:
                 ax.plot(xs, ys, color=colour, linewidth=thick, linestyle=style, solid_joinstyle="miter")
     height, width = overlay.image.shape
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    ax.set_title(
-        f"{overlay.rank.capitalize()}: {overlay.title}\ncase {overlay.id[:8]}, {where(overlay)}" + (f"\n{overlay.why}" if overlay.why else ""),
-        fontsize=9.5,
-        fontweight="normal",
-    )
+    ax.set_title("\n".join(caption(overlay)), fontsize=9.5, fontweight="normal")
 
 
-def where(overlay: Overlay) -> str:
-    """Which slice of its case it is."""
-    return "its only slice" if overlay.slices == 1 else f"slice {overlay.slice} of 0 to {overlay.slices - 1} along D"
+def caption(overlay: Overlay) -> list[str]:
+    """The lines above a picture: figures, case, which slice along which axis, and the class that it was chosen for."""
+    place = "its only slice" if overlay.slices == 1 else f"slice {overlay.slice} of 0 to {overlay.slices - 1} along D"
+    texts = (f"{overlay.rank.capitalize()}: {overlay.title}", f"case {overlay.id[:8]}, {place}", overlay.why)
+    return [line for text in texts for line in textwrap.wrap(text, _LETTERS)]
 
 
 def outlines(mask: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:

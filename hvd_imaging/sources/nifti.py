@@ -122,7 +122,7 @@ def _scan_layout(folder: Path, root: Path) -> NiftiScan:
             cases[name] = NiftiCase(name, files, label, modality, held_out, root)
     for entry in _listed(description, where):
         if not split_channels and stem(Path(entry)) not in cases:
-            rejected.append(Rejected(Path(entry).as_posix(), f"named in {where}, but not in imagesTr"))
+            rejected.append(Rejected(relative(folder / entry, root), f"named in {where}, but not in imagesTr"))
     return NiftiScan(tuple(cases[name] for name in sorted(cases)), classes, tuple(rejected))
 
 

@@ -200,18 +200,18 @@ def test_the_slice_of_a_bad_case_shows_the_class_that_fails():
     truth, found = np.zeros((2, 6, 8, 8), np.uint8)
     assert _told(truth, found) == (0, 3, "nothing marked, nothing found")
     truth[1], found[1] = 1, 1  # large, and right
-    assert _told(truth, found) == (1, 1, "'a' (Dice 1.000): no voxel is wrong")
+    assert _told(truth, found) == (1, 1, "'a': no voxel is wrong")
     truth[4, :2, :2] = 2
-    assert _told(truth, found) == (2, 4, "'b' (Dice 0.000): missed, 4 missing, 0 too many")
+    assert _told(truth, found) == (2, 4, "'b' missed: 4 voxels here")
     found[5, :3, :3] = 3  # as bad, and more of it
-    assert _told(truth, found) == (3, 5, "'c' (Dice 0.000): invented, 0 missing, 9 too many")
+    assert _told(truth, found) == (3, 5, "'c' invented: 9 voxels here")
     truth[0, :4, :4] = truth[5, :1, :1] = 3
-    assert _told(truth, found) == (2, 4, "'b' (Dice 0.000): missed, 4 missing, 0 too many")
+    assert _told(truth, found) == (2, 4, "'b' missed: 4 voxels here")
     found[4, :2, 1:3] = 2
     focus, plane, caption = _told(truth, found)
-    assert (focus, plane) == (3, 0) and caption.startswith("'c' (Dice 0.") and caption.endswith("most wrong voxels here, 16 missing, 0 too many")
+    assert (focus, plane) == (3, 0) and caption == "'c', Dice 0.077: here 16 missing, 0 too many"
     # one slice
-    assert _told(truth[4:5], found[4:5]) == (2, 0, "'b' (Dice 0.500): most wrong voxels here, 2 missing, 2 too many")
+    assert _told(truth[4:5], found[4:5]) == (2, 0, "'b', Dice 0.500: here 2 missing, 2 too many")
 
 
 @settings(max_examples=60, deadline=None)

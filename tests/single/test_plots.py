@@ -117,21 +117,15 @@ def test_overlays_show_both_outlines_in_true_proportion(tmp_path):
     assert tall.shape[0] > tall.shape[1]
 
 
-def test_the_caption_names_slice_axis_and_class(tmp_path, monkeypatch):
-    titles = []
-    draw = plots._overlay
-
-    def kept(ax, one):
-        draw(ax, one)
-        titles.append(ax.get_title(loc="left"))
-
-    monkeypatch.setattr(plots, "_overlay", kept)
-    chosen = replace(overlay(), slices=20, focus=1, why="'lesion' (Dice 0.812): most wrong voxels here, 40 missing, 31 too many")
-    plots.overlay_sheet([chosen, overlay("best")], ["background", "lesion", "edema"], "segmentation", tmp_path / "o.png")
-    assert titles[0] == (
-        "Worst: Dice 0.812\ncase aaaaaaaa, slice 7 of 0 to 19 along D\n'lesion' (Dice 0.812): most wrong voxels here, 40 missing, 31 too many"
-    )
-    assert titles[1] == "Best: Dice 0.812\ncase aaaaaaaa, its only slice"
+def test_the_caption_names_slice_axis_and_class(tmp_path):
+    chosen = replace(overlay(), slices=20, focus=1, why="'lesion', Dice 0.812: here 40 missing, 31 too many")
+    assert plots.caption(chosen) == ["Worst: Dice 0.812", "case aaaaaaaa, slice 7 of 0 to 19 along D", "'lesion', Dice 0.812: here 40 missing, 31 too many"]
+    assert plots.caption(overlay("best")) == ["Best: Dice 0.812", "case aaaaaaaa, its only slice"]
+    # long names of classes are not cut
+    lines = plots.caption(replace(chosen, why=f"'{'long ' * 20}' missed: 3 voxels here"))
+    assert len(lines) == 5 and max(map(len, lines)) <= 58 and " ".join(lines).endswith("missed: 3 voxels here")
+    image = plots.overlay_sheet([chosen], ["background", "lesion", "edema"], "segmentation", tmp_path / "o.png")
+    assert has_colour(pixels(image), plots.TRUTH)
 
 
 def test_outlines_are_the_exact_edges_of_the_pixels():
