@@ -94,10 +94,14 @@ class Redactor:
             found.setdefault(place, "SRC")
         # Messages may carry a name as repr() writes it.
         found.update({repr(mention)[1:-1]: reference for mention, reference in list(found.items())})
-        mentions = sorted((m for m in found if not self._is_ordinary(m)), key=len, reverse=True)
+        mentions = sorted((m for m in found if m in message and not self._is_ordinary(m)), key=len, reverse=True)
         # The longest first, in one pass: a reference is never searched again.
         pattern = "|".join([*map(_bounded, mentions), *_PATTERNS.values()])
-        return begin + re.sub(pattern, lambda match: found.get(match[0]) or next(what for what in _PATTERNS if match[what]), message)
+
+        def instead(match: re.Match[str]) -> str:
+            return found[match[0]] if match[0] in found else next(what for what in _PATTERNS if match[what])
+
+        return begin + re.sub(pattern, instead, message)
 
     def text_of_archive(self, message: str) -> str:
         """`text` for a message that may name any file below the root. It looks through the folder: for what ends a command."""
