@@ -164,8 +164,8 @@ def refuse_volumes(folder: Path, spec: ModelSpec) -> None:
     answer = f'"$(basename "$f" {suffix})".' + ("csv" if spec.task == "classification" else "nii.gz")
     loop = f"for f in {shlex.quote(str(first.parent))}/*{suffix}; do hvd-imaging predict MODEL \"$f\" OUT/{answer}; done"
     raise SourceError(
-        f"{folder}: {len(volumes)} NIfTI or NRRD files, expected one of them, or the folder of a DICOM series; all of a folder, into a "
-        f"folder OUT: mkdir OUT; {loop}"
+        f"{folder}: {len(volumes)} NIfTI or NRRD files, expected one file, or the folder of one DICOM series; for all of them: "
+        f"mkdir OUT; {loop}"
         + (f" (each file with the model's {spec.channels} channels as its last axis)" if spec.channels > 1 else "")
     )
 

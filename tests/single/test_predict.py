@@ -305,7 +305,7 @@ def test_a_folder_of_volumes_says_what_to_do_and_that_works(tmp_path, suffix):
         written.rename(written.with_name(f"{name}{suffix}"))
     (folder / "dataset.json").write_text("{}")
     for out in ("masks", "mask.nii.gz", "answer.csv"):
-        with pytest.raises(SourceError, match="2 NIfTI or NRRD files, expected one of them") as refused:
+        with pytest.raises(SourceError, match="2 NIfTI or NRRD files, expected one file") as refused:
             predict(Fake(), folder, tmp_path / out)
     with pytest.raises(SourceError, match=r'"\$\(basename "\$f" .*\)"\.csv; done'):
         predict(Fake(task="classification"), folder, tmp_path / "answer.csv")
