@@ -113,7 +113,7 @@ Examples:
 """
 )
 @_DATASET
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="NEW", help="Folder of the new version.")
+@click.option("--out", "-o", type=click.Path(path_type=Path), required=True, metavar="NEW", help="Folder of the new version.")
 @click.option("--val", type=float, help="Share of the patients for validation (default: as it is).")
 @click.option("--test", type=float, help="Share of the patients for the final test; chooses them anew (default: they stay).")
 @click.option("--seed", type=int, help="Another seed, another split (default: as it is).")

@@ -20,7 +20,7 @@ the key of a dataset references are those of its ingest. Exit code 10: something
 """
 )
 @click.argument("src", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="A page (.html), or a folder: page, JSON, and a picture of each case.")
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="A page (.html), or a folder: page, JSON, and a picture of each case.")
 @click.option("--key-file", type=click.Path(path_type=Path), help="Pseudonym key (default with --out: OUT.key, made if missing).")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change a key, as in labels.consensus=union.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -64,8 +64,8 @@ def command(src: Path, out: Path | None, key_file: Path | None, assignments: tup
     try:
         catalog = sources.choose(sources.scan(src, task="segmentation", dicom=dicom), config.labels, redactor.label)
     except SourceError as error:
-        names = [src / rejected.path for rejected in dicom.rejected]
-        raise SourceError(redactor.text(str(error), names).replace("SRC", str(src), 1)) from None
+        raise SourceError(redactor.text_of_archive(str(error)).replace("SRC", str(src), 1)) from None
+    redactor.words = catalog.classes
     annotators = annotations.annotator_names(catalog, key)
     cases, problems = [], []
     for rejected in catalog.rejected:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +35,8 @@ from ..preprocess.pipeline import preprocess
 from ..shards import manifest as manifests
 from ..shards.reader import ShardReader
 from ..sources.dicom import SeriesFiles, read_series, scan_dicom
-from ..sources.nifti import is_nifti_name, read_nifti, write_nifti
+from ..sources.elements import walk
+from ..sources.nifti import is_nifti_name, read_nifti, stem, write_nifti
 from ..volume import Volume
 from .predictors import Predictor
 from .sliding import MEMORY_BYTES, Shape3, center_patch, sliding_window
@@ -103,6 +105,8 @@ def predict(
     """
     source, target, spec = Path(source), Path(out), predictor.spec
     kind = input_kind(source)
+    if kind == "dicom":
+        refuse_volumes(source, spec)
     form = output_kind(target, spec, kind)
     check_target(target, form, force)
     overlap = spec.overlap if overlap is None else overlap
@@ -158,6 +162,26 @@ def folder_and_part(source: Path) -> tuple[Path, str]:
     if not separator or source.exists() or not Path(folder).is_dir():
         return source, ""
     return Path(folder), part.strip()
+
+
+def refuse_volumes(folder: Path, spec: ModelSpec) -> None:
+    """Say how a folder of NIfTI files is predicted, before anything else about it is said.
+
+    Raises:
+        SourceError: the folder holds NIfTI files, and no DICOM series.
+    """
+    volumes = [path for path in walk(folder) if is_nifti_name(path)]
+    if not volumes or scan_dicom(folder).series:
+        return
+    first = volumes[0]
+    suffix = first.name[len(stem(first)) :]
+    answer = f'"$(basename "$f" {suffix})".' + ("csv" if spec.task == "classification" else "nii.gz")
+    loop = f"for f in {shlex.quote(str(first.parent))}/*{suffix}; do hvd-imaging predict MODEL \"$f\" OUT/{answer}; done"
+    raise SourceError(
+        f"{folder}: {len(volumes)} NIfTI or NRRD files, expected one file, or the folder of one DICOM series; for all of them: "
+        f"mkdir OUT; {loop}"
+        + (f" (each file with the model's {spec.channels} channels as its last axis)" if spec.channels > 1 else "")
+    )
 
 
 _INPUTS = "a folder with one DICOM series, a NIfTI file (.nii, .nii.gz), or a dataset folder (manifest.json)"

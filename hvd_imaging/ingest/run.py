@@ -185,6 +185,7 @@ def _build(
         return found
 
     catalog: Catalog = communicator.broadcast(together(communicator, find))
+    redactor.words = catalog.classes
     settings = resolve_all(config.preprocess, [case.modality for case in catalog.cases])
     job = Job(src, catalog, key, config, settings, before)
     sizes = {index: image_bytes(case) for index, case in enumerate(catalog.cases)} if world.is_root else {}
@@ -313,6 +314,5 @@ def _catalog(
         found = patients.assign(found, config.split.patient, src)
         check_config(found, config)
     except SourceError as error:
-        names = [src / rejected.path for rejected in dicom.rejected]
-        raise SourceError(redactor.text(str(error), names).replace("SRC", redactor.shown, 1)) from None
+        raise SourceError(redactor.text_of_archive(str(error)).replace("SRC", redactor.shown, 1)) from None
     return found

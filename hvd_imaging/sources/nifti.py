@@ -161,7 +161,7 @@ def _scan_layout(folder: Path, root: Path, files: Sequence[Path]) -> NiftiScan:
             rejected.append(Rejected(relative(path, root), "mask without an image of this name in imagesTr"))
     for entry in _listed(description, where):
         if _stem_of(entry) not in trained:
-            rejected.append(Rejected(Path(entry).as_posix(), f"named in {where}, but not in imagesTr"))
+            rejected.append(Rejected(relative(folder / entry, root), f"named in {where}, but not in imagesTr"))
     notes = (f"{len(parts['labelsTs'])} masks in labelsTs are not read: images of imagesTs are held out",) if parts["labelsTs"] else ()
     return NiftiScan(tuple(cases[name] for name in sorted(cases)), classes, tuple(rejected), True, notes)
 

@@ -177,6 +177,14 @@ def test_26_stray_nifti(shared_cases, tmp_path):
     assert said["quarantined"][0]["reason"].startswith("NIfTI or NRRD beside DICOM; ingest it apart")
 
 
+def test_28_names_that_are_words(shared_cases, tmp_path):
+    """A file called mask, values or image does not take these words out of the sentences about it."""
+    reasons = [item["reason"] for item in ingested(shared_cases / "28-names-that-are-words", tmp_path / "d", code=PARTIAL)["quarantined"]]
+    assert len(reasons) == 3
+    for reason in reasons:
+        assert re.fullmatch(r"file-[0-9a-f]{10}: mask with values from 7 to 7, expected whole numbers from 0 to 1 \(background, lung\)", reason)
+
+
 def test_31_visits_of_a_patient_stay_together_when_asked_and_are_proposed_when_not(shared_cases, tmp_path):
     source = shared_cases / "31-nifti-several-visits" / "in"
     alone = from_archive(source, tmp_path / "alone", IngestConfig())

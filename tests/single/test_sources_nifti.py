@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from hvd_imaging.errors import SourceError
+from hvd_imaging.privacy.redact import Redactor
 from hvd_imaging.sources import catalog
 from hvd_imaging.sources.nifti import parse_classes, parse_modality, read_nifti, scan_nifti, write_nifti
 from hvd_imaging.volume import Volume
@@ -130,6 +131,15 @@ def test_listed_but_missing_and_unmasked_cases_are_set_aside(tmp_path):
         ("imagesTr/b.nii.gz", "named in dataset.json, but not in imagesTr"),
         ("imagesTr/c.nii.gz", "no mask of this name in labelsTr"),
     ]
+
+
+def test_what_is_listed_but_missing_lies_in_its_own_folder(tmp_path):
+    """So that the folder's name, which may be a patient's, is known to what hides names."""
+    msd(tmp_path / "DOE_JOHN", ("a", "b"))
+    (tmp_path / "DOE_JOHN/imagesTr/b.nii.gz").unlink()
+    (rejected,) = catalog.scan(tmp_path).rejected
+    assert rejected.path == "DOE_JOHN/imagesTr/b.nii.gz"
+    assert "DOE" not in Redactor(b"k" * 32, tmp_path).text(rejected.reason, [rejected.path])
 
 
 def test_nnunet_folder(tmp_path):
