@@ -35,6 +35,8 @@ from .workspace import Workspace
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _LEAST_SLICES = 8
 """A surface needs some."""
+READING = 2
+"""To be raised when readers give other voxels or masks for the same files: then a next version reads them again."""
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,7 @@ def origin_of(case: Case, job: Job) -> str:
         job.config.shards.dtype,
         job.config.shards.max_error,
         manifests.SCHEMA,
+        READING,
         # Two parts of one series have the same files.
         case.part,
     ]
