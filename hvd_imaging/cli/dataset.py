@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -207,7 +208,7 @@ def summarize(manifest: Manifest, dataset: Path) -> dict[str, Any]:
         "modality": sorted({sample.modality for sample in manifest.samples}),
         "samples": len(manifest.samples),
         "patients": len({sample.patient for sample in manifest.samples}),
-        "parts": dict(sorted(Counter(sample.part for sample in manifest.samples if sample.part).items())),
+        "parts": dict(sorted(Counter(sample.part for sample in manifest.samples if sample.part).items(), key=_by_number)),
         "splits": splits,
         "split": manifest.split.model_dump(mode="json"),
         "shards": len(shards),
@@ -225,6 +226,11 @@ def summarize(manifest: Manifest, dataset: Path) -> dict[str, Any]:
         },
         "filesystem": _filesystem(dataset, manifest, paths),
     }
+
+
+def _by_number(item: tuple[str, int]) -> list[tuple[str, int]]:
+    """"echo 2" before "echo 10"."""
+    return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", item[0])]
 
 
 def _layout(manifest: Manifest) -> str:
