@@ -21,7 +21,6 @@ from ..shards.manifest import Sample
 from ..shards.writer import Record
 from .plan import Staged
 
-
 _CASE = ".case"  # length of the description (JSON), the description, then the bytes of image and mask
 _LENGTH = 8
 _MAP = 1 << 22  # bytes: making a map takes longer than reading less than these

@@ -1,6 +1,5 @@
 """Whole data sets of mixed arrays through one reader: every voxel as h5py gives it."""
 
-import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import h5py
