@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import processor
+from ..inference.exported import GOLDEN
 from ..inference.predictors import RUN_CONFIG, RUN_WEIGHTS
 
 REPEATS, RUNS = 3, 10
@@ -130,11 +132,11 @@ def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 def model_files(folder: str | Path) -> list[Path]:
     """What is needed to run the model, sorted: of a run folder the best weights, of an export all but the files that
-    describe it (metadata, check sums, parity, card)."""
+    describe it (metadata, check sums, parity, golden patches, card)."""
     path = Path(folder)
     if (path / RUN_CONFIG).is_file():
         return [path / RUN_WEIGHTS]
-    tops = [item for item in path.iterdir() if item.is_dir() or item.suffix not in _BESIDE]
+    tops = [item for item in path.iterdir() if item.is_dir() or (item.suffix not in _BESIDE and item.name != GOLDEN)]
     return sorted(item for top in tops for item in ([top] if top.is_file() else top.rglob("*")) if item.is_file())
 
 
