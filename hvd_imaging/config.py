@@ -40,6 +40,9 @@ class PreprocessConfig(Section):
     """From a source volume to what the network sees. Stored with the dataset, so prediction repeats it exactly."""
 
     units: Literal["hu", "stored"] = Field("hu", description="DICOM: rescaled values (HU for CT), or stored ones")
+    orientation: Literal["lps", "source"] = Field(
+        "lps", description="axes of the volumes; lps: D to the head, H to the back, W to the left, the nearest axis each; source: as in the file"
+    )
     spacing: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = Field(
         None, description="resample to this spacing in mm (D, H, W); none keeps each volume's own"
     )
@@ -72,6 +75,18 @@ class PreprocessConfig(Section):
         if not self.percentiles[0] < self.percentiles[1]:
             raise ValueError("percentiles: the lower one is not below the upper one")
         return self
+
+    def named(self) -> dict[str, Any]:
+        """The settings as a hash takes them: ``orientation: source`` is what settings mean that do not speak of it."""
+        values = self.model_dump(mode="json")
+        if self.orientation == "source":
+            del values["orientation"]
+        return values
+
+
+def stored_preprocess(values: Any) -> Any:
+    """Stored settings as they were meant: without a word on orientation, voxels stayed in the order of their files. Pure."""
+    return {"orientation": "source", **values} if isinstance(values, dict) else values
 
 
 class ShardConfig(Section):
@@ -163,7 +178,7 @@ class IngestConfig(Section):
 class AugmentConfig(Section):
     """Random changes of training samples; image and mask move together. 0 switches one off."""
 
-    flip: tuple[bool, bool, bool] = Field((False, False, True), description="mirror along D, H, W with probability 1/2")
+    flip: tuple[bool, bool, bool] = Field((False, False, True), description="mirror along D (head, foot), H (front, back), W (left, right) with probability 1/2")
     rotate_deg: typing.Annotated[float, Field(ge=0, le=180)] = Field(10.0, description="in-plane rotation, degrees")
     scale: typing.Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="zoom by 1 +- this")
     shift: typing.Annotated[float, Field(ge=0, lt=1)] = Field(0.05, description="classification: shift by this share")

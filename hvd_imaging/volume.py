@@ -3,11 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .orientation import between
+
 Spacing = tuple[float, float, float]
+AIR_HU = -1000.0
+
+
+@dataclass(frozen=True)
+class SourceFrames:
+    """The DICOM frames that a volume was read from, in the order of its slices.
+
+    Attributes:
+        files: the file of each slice; a file of many frames stands there for each of its slices.
+        numbers: which frame of its file each slice is, from 0.
+        shape, affine: the grid that the frames lie on; sheared, and another one than the volume's, where a gantry was tilted.
+    """
+
+    files: tuple[Path, ...] = field(repr=False)
+    numbers: tuple[int, ...]
+    shape: tuple[int, int, int]
+    affine: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -23,6 +43,7 @@ class Volume:
         id: pseudonym of the series or case.
         source: what writers need to refer to the origin (for DICOM: the sorted file paths; empty if the voxels are not
             those of the files). Never stored in a dataset.
+        frames: the frames of DICOM slices, for writers that answer frame by frame; None for other sources.
         notes: what the reader corrected or dropped, in words without identifiers.
         geometry: "patient": the affine maps to the patient. "image": spacing in mm is known, no place in the patient
             (projection images; frames of a cine lie along D, which is no length then). "none": pixels of no known size;
@@ -35,6 +56,7 @@ class Volume:
     patient: str = ""
     id: str = ""
     source: Any = field(default=None, repr=False)
+    frames: SourceFrames | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
     geometry: str = "patient"
 
@@ -60,12 +82,33 @@ class Volume:
         return replace(self, array=array, affine=self.affine if affine is None else affine)
 
 
-def same_grid(a: Volume, b: Volume, tolerance: float = 1e-2) -> bool:
-    """True if both have one shape and their corner voxels lie within ``tolerance`` mm of each other."""
-    if a.shape != b.shape:
-        return False
-    corners = np.array([[d, h, w, 1.0] for d in (0, a.shape[0]) for h in (0, a.shape[1]) for w in (0, a.shape[2])])
-    return bool(np.abs((corners @ a.affine.T) - (corners @ b.affine.T)).max() <= tolerance)
+def same_voxels(a: Volume, b: Volume, tolerance: float = 1e-2) -> np.ndarray | None:
+    """``a``'s array in the order of ``b``'s voxels, if both have the same voxels in whatever order and sense of the axes.
+
+    Args:
+        tolerance: mm that corner voxels may lie apart.
+
+    Returns:
+        ``a.array`` turned, contiguous; None if the grids differ.
+    """
+    turn = between(a.affine, a.shape, b.affine, b.shape, tolerance)
+    return None if turn is None else np.ascontiguousarray(turn.array(a.array))
+
+
+def filled(array: np.ndarray, modality: str = "") -> tuple[np.ndarray, str]:
+    """Voxels that are NaN or infinite as background: 0, or the smallest value if that is lower; in CT not above -1000 HU, air.
+
+    Returns:
+        the array (the same one if nothing was to be done, or if no voxel is finite), and a note, "" if nothing was done.
+    """
+    if array.dtype.kind != "f" or all(np.isfinite(part).all() for part in array):
+        return array, ""
+    good = np.isfinite(array)
+    if not good.any():
+        return array, ""
+    background = min(float(array[good].min()), AIR_HU if modality == "CT" else 0.0)
+    count = array.size - int(np.count_nonzero(good))
+    return np.where(good, array, np.float32(background)), f"{count} voxels that are not finite were set to {background:g}"
 
 
 def flip_ras_lps(affine: np.ndarray) -> np.ndarray:

@@ -53,6 +53,13 @@ def command(
     memory_bytes = None if memory_mb is None else memory_mb << 20
     with counter("predict") as progress:
         predictor = open_predictor(model, threads or 0, edge)
+        if predictor.spec.preprocess.orientation == "source" and not (input / "manifest.json").is_file():
+            click.echo(
+                "note: this model takes voxels in the order of their file (preprocess.orientation=source): it answers rightly for images "
+                "in the order that it learned from only, which may differ between DICOM and NIfTI of one scan; a dataset ingested again "
+                "and a new training make it independent of that",
+                err=True,
+            )
         rows = predict(predictor, input, out, force, overlap, memory_bytes, progress)
     if as_json:
         import json

@@ -28,32 +28,62 @@ MANUFACTURER = "hvd_imaging"
 SERIES_DESCRIPTION = "Automatic segmentation"
 
 
+def check_source(source: Volume, classes: Sequence[str]) -> None:
+    """Whether a DICOM SEG of this volume can be written; costs little, so it comes before the work.
+
+    Raises:
+        RunError, SourceError: see `write_seg`.
+    """
+    trial = np.zeros(source.frames.shape if source.frames is not None else source.shape, np.uint8)
+    trial[0, 0, 0] = 1
+    _segmentation(trial, source, classes, "trial", "0")
+
+
 def write_seg(
     path: str | Path, labels: np.ndarray, source: Volume, classes: Sequence[str], algorithm: str, version: str
 ) -> None:
     """Write ``labels`` as a binary DICOM SEG, atomically.
 
     Args:
-        labels: ``(D, H, W)`` uint8 class indices on the grid of ``source``; 0 is the background.
-        source: the DICOM series; its ``source`` holds one file for each slice along D.
+        labels: ``(D, H, W)`` uint8 class indices on the grid of ``source.frames``; 0 is the background.
+        source: the DICOM series; single images, or one enhanced object.
         classes: names, index 0 is the background; the others become segments (number = index), also those that were
             not found, so that "looked for and absent" can be told from "not looked for".
         algorithm, version: name and version of what made it.
 
     Raises:
-        RunError: the source is not a DICOM series of one file a slice.
+        RunError: the source is no DICOM series, or its frames lie in several objects of many frames.
         SourceError: the source images lack what a DICOM SEG must refer to.
     """
-    files = [Path(file) for file in source.source or ()]
-    if len(files) != source.shape[0]:
+    seg = _segmentation(labels, source, classes, algorithm, version)
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with atomic_path(path) as temporary:
+            seg.save_as(temporary)
+
+
+def _segmentation(labels: np.ndarray, source: Volume, classes: Sequence[str], algorithm: str, version: str) -> Segmentation:
+    frames = source.frames
+    if frames is None:
         raise RunError(
-            "a DICOM SEG refers to the slices of a DICOM series: "
-            f"expected {source.shape[0]} source files, found {len(files)}; write .nii.gz instead"
+            "a DICOM SEG refers to slices that have a place in the patient, which these images have not; write .nii.gz instead"
         )
-    if labels.shape != source.shape:
-        raise ValueError(f"labels are {labels.shape}, the series is {source.shape}")
+    if labels.shape != frames.shape:
+        raise ValueError(f"labels are {labels.shape}, the frames {frames.shape}")
+    files = tuple(dict.fromkeys(frames.files))
+    if 1 < len(files) < len(frames.files):
+        raise RunError(
+            f"a DICOM SEG refers to single images or to one object of many frames, and these slices lie in {len(files)} objects "
+            "of many frames; write .nii.gz instead"
+        )
     with quiet():
         images = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+    count = int(images[0].get("NumberOfFrames") or 1)
+    if len(files) == 1 and count > 1:
+        # All frames of the object in their own order; those that are no slice of this volume are empty, and left out.
+        every = np.zeros((count, *labels.shape[1:]), np.uint8)
+        every[list(frames.numbers)] = labels
+        labels = every
     identification = AlgorithmIdentificationSequence(
         name=algorithm, family=codes.DCM.ArtificialIntelligence, version=version, source=MANUFACTURER
     )
@@ -69,11 +99,11 @@ def write_seg(
         for number, name in enumerate(classes)
         if number > 0
     ]
-    with warnings.catch_warnings():
+    with quiet(), warnings.catch_warnings():
         # highdicom passes on pydicom's remarks about odd values of the source images: not this user's to mend.
         warnings.simplefilter("ignore")
         try:
-            seg = Segmentation(
+            return Segmentation(
                 source_images=images,
                 pixel_array=labels.astype(np.uint8),
                 segmentation_type=SegmentationTypeValues.BINARY,
@@ -91,13 +121,11 @@ def write_seg(
                 series_description=SERIES_DESCRIPTION,
                 omit_empty_frames=True,
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
             # The text may quote values of the images: only its kind is told.
             raise SourceError(
                 f"the series lacks what a DICOM SEG must refer to ({type(error).__name__}); write .nii.gz instead"
             ) from error
-        with atomic_path(path) as temporary:
-            seg.save_as(temporary)
 
 
 def _series_number(image: pydicom.Dataset) -> int:

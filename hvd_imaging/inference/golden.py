@@ -38,7 +38,7 @@ from . import exported
 from .predictors import RUN_CONFIG, Predictor
 
 PATCHES, CANDIDATES = 2, 6
-VALUES = 4096
+VALUES = 2048
 """Probabilities kept of each patch, about."""
 BLOCKS = 4096
 """Values that a patch is made of, about: it stays small in the file."""

@@ -106,7 +106,7 @@ def predict(
     form = output_kind(target, spec, kind)
     check_target(target, form, force)
     overlap = spec.overlap if overlap is None else overlap
-    answers = _answers(predictor, source, kind, overlap, memory_bytes, progress)
+    answers = _answers(predictor, source, kind, overlap, memory_bytes, progress, form)
     if form == "folder":
         rows = []
         with atomic_folder(target, replace=force) as folder:
@@ -125,7 +125,10 @@ def predict(
     if form == "dcm":
         from .dicom_seg import write_seg
 
-        write_seg(target, answer.labels, answer.volume, spec.classes, f"{spec.model.name} {spec.run}", __version__)
+        frames = answer.volume.frames
+        assert frames is not None  # `check_source` has looked
+        labels = back_to_grid(answer.labels, answer.volume.affine, frames.shape, frames.affine)
+        write_seg(target, labels, answer.volume, spec.classes, f"{spec.model.name} {spec.run}", __version__)
     else:
         write_nifti(target, answer.volume.with_array(answer.labels))
     return [answer.summary(spec.classes)]
@@ -204,12 +207,17 @@ def _answers(
     overlap: float,
     memory_bytes: int | None,
     progress: Progress | None,
+    form: OutputKind,
 ) -> Iterator[Answer]:
     if kind == "dataset":
         yield from _dataset_answers(predictor, source, overlap, memory_bytes, progress)
         return
-    units = predictor.spec.preprocess.units
-    volume = read_nifti(source, source.parent) if kind == "nifti" else read_only_series(source, units)
+    spec = predictor.spec
+    volume = read_nifti(source, source.parent) if kind == "nifti" else read_only_series(source, spec.preprocess.units)
+    if form == "dcm":
+        from .dicom_seg import check_source
+
+        check_source(volume, spec.classes)
     yield answer_volume(predictor, volume, overlap, memory_bytes, progress)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import IngestConfig, PreprocessConfig, ShardConfig, check
+from ..config import IngestConfig, PreprocessConfig, ShardConfig, check, stored_preprocess
 from ..errors import SourceError
 from ..preprocess.pipeline import resolve
 from ..shards import manifest as manifests
@@ -83,11 +83,12 @@ def inherit(config: IngestConfig, parent: Manifest) -> IngestConfig:
         ConfigError: keys of both contradict each other.
     """
     recorded = parent.version.parameters.get("config") if parent.version is not None else None
-    base = recorded if isinstance(recorded, dict) else {
+    base = dict(recorded) if isinstance(recorded, dict) else {
         "preprocess": parent.preprocess.model_dump(mode="json"),
         "shards": {"patch": parent.storage.patch},
         "split": parent.split.model_dump(mode="json"),
     }
+    base["preprocess"] = stored_preprocess(base.get("preprocess") or {})
     return check(IngestConfig, _merged(base, config.model_dump(exclude_unset=True)), "the parent's settings with those of --set")
 
 

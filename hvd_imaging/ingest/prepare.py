@@ -198,7 +198,7 @@ def origin_of(case: Case, job: Job) -> str:
         job.catalog.task,
         job.catalog.classes,
         [_state(path, job.src) for path in files_of(case)],
-        job.settings.model_dump(mode="json"),
+        job.settings.named(),
         job.config.privacy.model_dump(mode="json"),
         job.config.labels.model_dump(mode="json"),
         job.config.shards.dtype,

@@ -8,7 +8,7 @@ from typing import Literal
 
 import pydantic
 
-from ..config import ModelConfig, PreprocessConfig
+from ..config import ModelConfig, PreprocessConfig, stored_preprocess
 from ..errors import RunError
 from ..files import write_json
 
@@ -41,6 +41,8 @@ class ModelSpec(pydantic.BaseModel):
     dataset_hash: str
     run: str
     overlap: float = pydantic.Field(0.5, ge=0, le=0.95)
+
+    _meant = pydantic.field_validator("preprocess", mode="before")(stored_preprocess)
 
     @property
     def is_2d(self) -> bool:

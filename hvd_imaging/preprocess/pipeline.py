@@ -1,4 +1,4 @@
-"""Crop, resample, normalize, project: one order for ingest and for prediction. Pure functions."""
+"""Orient, crop, resample, normalize, project: one order for ingest and for prediction. Pure functions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import numpy as np
 
 from ..config import PreprocessConfig
 from ..errors import SourceError
-from ..volume import Spacing, Volume
+from ..orientation import to_patient
+from ..volume import Spacing, Volume, filled
 from . import crop, resample
 from .intensity import normalize
 
@@ -30,7 +31,8 @@ def preprocess(
         reuse: the volume's voxels may be overwritten; saves an array of its size.
 
     Returns:
-        Volume float32 ``(D', H', W', C)`` with the exact affine of the new grid; D' is 1 after a projection.
+        Volume float32 ``(D', H', W', C)`` with the exact affine of the new grid, its axes as ``config.orientation`` says; D' is 1
+        after a projection.
         uint8 mask ``(D', H', W')`` of the same grid, or None.
 
     Raises:
@@ -41,8 +43,11 @@ def preprocess(
         raise SourceError(f"mask: expected the image's shape {volume.shape}, found {mask.shape}")
     if 0 in volume.array.shape:
         raise SourceError(f"expected voxels along each axis, found the shape {volume.array.shape}")
+    volume, mask = oriented(volume, mask, config)
     array = volume.array if volume.array.ndim == 4 else volume.array[..., np.newaxis]
-    array = _finite(np.asarray(array, np.float32))
+    array, _ = filled(np.asarray(array, np.float32), volume.modality)
+    if not np.isfinite(array.flat[0]):
+        raise SourceError("expected finite voxel values, found none")
     affine = np.asarray(volume.affine, np.float64)
 
     box = _crop_box(array, volume, config)
@@ -72,6 +77,19 @@ def preprocess(
 
     result = volume.with_array(np.ascontiguousarray(array, np.float32), affine)
     return result, None if mask is None else np.ascontiguousarray(mask, np.uint8)
+
+
+def oriented(volume: Volume, mask: np.ndarray | None, config: PreprocessConfig) -> tuple[Volume, np.ndarray | None]:
+    """Volume and mask with their axes as ``config.orientation`` wants them. Images without a place in the patient stay as they are."""
+    if config.orientation == "source" or volume.geometry != "patient":
+        return volume, mask
+    turn = to_patient(volume.affine, volume.shape)
+    if turn.is_identity:
+        return volume, mask
+    # Contiguous again: the steps that follow go through the voxels several times.
+    array = np.ascontiguousarray(turn.array(volume.array))
+    turned = volume.with_array(array, turn.affine(volume.affine, volume.shape))
+    return turned, None if mask is None else np.ascontiguousarray(turn.array(mask))
 
 
 def spacing_for(volume: Volume, asked: Spacing) -> Spacing:
@@ -130,13 +148,3 @@ def _crop_box(array: np.ndarray, volume: Volume, config: PreprocessConfig) -> cr
     else:
         box = crop.foreground_box(array)
     return crop.widen(box, config.crop_margin_mm, volume.spacing, volume.shape)
-
-
-def _finite(array: np.ndarray) -> np.ndarray:
-    """NaN and infinity (the background of some NIfTI files) as background: 0, or the smallest value if that is lower."""
-    if all(np.isfinite(part).all() for part in array):
-        return array
-    good = np.isfinite(array)
-    if not good.any():
-        raise SourceError("expected finite voxel values, found none")
-    return np.where(good, array, min(float(array[good].min()), 0.0)).astype(np.float32)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import pydantic
 
-from ..config import PreprocessConfig, SplitConfig
+from ..config import PreprocessConfig, SplitConfig, stored_preprocess
 from ..errors import DatasetError
 from ..files import write_json
 
@@ -143,6 +143,8 @@ class Manifest(_Entry):
     shards: tuple[ShardFile, ...] = ()
     version: Version | None = None
 
+    _meant = pydantic.field_validator("preprocess", mode="before")(stored_preprocess)
+
     def hash(self) -> str:
         """Hex SHA-256 of the canonical JSON: equal hashes mean equal content, order, splits and preprocessing.
 
@@ -153,7 +155,8 @@ class Manifest(_Entry):
             **dict.fromkeys(("storage", "shards", "version", "split"), True),
             "samples": {"__all__": {"chunk", "block", "origin", "shard"}},
         }
-        text = json.dumps(self.model_dump(mode="json", by_alias=True, exclude=other), sort_keys=True, separators=(",", ":"))
+        values = self.model_dump(mode="json", by_alias=True, exclude=other) | {"preprocess": self.preprocess.named()}
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def files_hash(self) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import SourceError
-from ..volume import Volume
+from ..volume import SourceFrames, Volume
 from .elements import looks_like_dicom, quiet, read_dataset, relative, walk
 from .frames import Frame
 from .geometry import same_places, stack_geometry, tilt, upright
@@ -301,6 +301,9 @@ def read_series(series: SeriesFiles, units: Units = "hu") -> Volume:
         scale(reader.take(piece), piece.header, piece.frame, units, array[index])
     notes += dict.fromkeys(note for header in headers for note in header.notes)
     source = tuple(dict.fromkeys(piece.header.path for piece in kept))
+    frames = SourceFrames(
+        tuple(piece.header.path for piece in kept), tuple(piece.index for piece in kept), (len(kept), *first.header.frame_size), affine
+    )
     shift, angle = tilt(affine, len(kept))
     if angle:
         array, affine = upright(array, affine, shift)
@@ -309,7 +312,7 @@ def read_series(series: SeriesFiles, units: Units = "hu") -> Volume:
             f"gantry tilt of {angle:.1f} degrees: the slices were moved in their planes (linear interpolation) onto a grid "
             "along their normal"
         )
-    return Volume(array, affine, series.modality, source=source, notes=tuple(notes))
+    return Volume(array, affine, series.modality, source=source, frames=frames, notes=tuple(notes))
 
 
 def _flat(header: Header, units: Units, geometry: str = "") -> Volume:

@@ -19,12 +19,16 @@ import numpy as np
 
 from ..errors import SourceError
 from ..files import write_bytes
-from ..volume import Volume, flip_ras_lps, same_grid
+from ..volume import Volume, filled, flip_ras_lps, same_voxels
 from . import nrrd
 from .dicom import Rejected, relative, walk
 
 SUFFIXES = (".nii.gz", ".nii", *nrrd.SUFFIXES)
 DESCRIPTION = "dataset.json"
+UNITS = {1: 1000.0, 2: 1.0, 3: 0.001}
+"""mm of NIfTI's codes of length: meter, mm, micron (nifti1.h, xyzt_units)."""
+LARGEST_VOXEL_MM = 100.0
+"""No scanner has larger voxels: such a unit is a slip of the writer."""
 
 
 @dataclass(frozen=True)
@@ -181,14 +185,19 @@ def parse_modality(channels: Any) -> str:
     return "MR" if names and all(re.fullmatch(r"MRI?|T1.*|T2.*|FLAIR|ADC|DWI", name) for name in names) else ""
 
 
-def read_nifti(path: Path, root: Path = Path()) -> Volume:
-    """Read a NIfTI or NRRD file as float32 ``(D, H, W)``, or ``(D, H, W, C)`` if it is 4D.
+def read_nifti(path: Path, root: Path = Path(), modality: str = "") -> Volume:
+    """Read a NIfTI or NRRD file as float32 ``(D, H, W)``, or ``(D, H, W, C)`` if it is 4D, in the order of its voxels.
+
+    Lengths are in the header's unit (``xyzt_units``: mm, micron, meter; mm if it says none).
+
+    Args:
+        modality: DICOM's word for what the file shows, if it is known.
 
     Raises:
         SourceError: not NIfTI or NRRD, cut off, of another dimension, colour, or with an unusable affine.
     """
     if nrrd.is_nrrd_name(path):
-        return nrrd.read_nrrd(path, root)
+        return nrrd.read_nrrd(path, root, modality)
     name = relative(path, root)
     try:
         image = nibabel.load(path)
@@ -209,18 +218,20 @@ def read_nifti(path: Path, root: Path = Path()) -> Volume:
     if "qform_code" in header and int(header["qform_code"]) == 0 and int(header["sform_code"]) == 0:
         notes.append("NIfTI without qform and sform: the axes are taken as R, A, S with the voxel size of its header")
     affine = flip_ras_lps(affine[:, [2, 1, 0, 3]])
+    unit = UNITS.get(int(header["xyzt_units"]) & 7, 1.0) if "xyzt_units" in header else 1.0
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if unit != 1 and lengths.max() * unit > LARGEST_VOXEL_MM:
+        notes.append(f"voxels of {lengths.max() * unit / 1000:g} m by the header's unit: its numbers are taken as mm")
+    else:
+        affine[:3] *= unit
+        lengths *= unit
     if not np.isfinite(affine).all() or lengths.min() <= 0:
         raise SourceError(f"{name}: affine with zero, infinite or missing values; its geometry is not known")
     axes = affine[:3, :3] / lengths
     if np.abs(axes.T @ axes - np.eye(3)).max() > 1e-2:
         raise SourceError(f"{name}: sheared affine is not supported yet, expected perpendicular axes")
-    bad = int(np.count_nonzero(~np.isfinite(array)))
-    if bad:
-        array = np.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0)
-        notes.append(f"{bad} voxels that are not finite were set to 0")
-    order = (2, 1, 0, 3)[: array.ndim]
-    return Volume(np.ascontiguousarray(array.transpose(order)), affine, source=(path,), notes=tuple(notes))
+    array, note = filled(np.ascontiguousarray(array.transpose((2, 1, 0, 3)[: array.ndim])), modality)
+    return Volume(array, affine, modality, source=(path,), notes=(*notes, note) if note else tuple(notes))
 
 
 def read_case(case: NiftiCase) -> Volume:
@@ -229,19 +240,21 @@ def read_case(case: NiftiCase) -> Volume:
     Raises:
         SourceError: see `read_nifti`; or the channels lie on different grids.
     """
-    volumes = [read_nifti(path, case.root) for path in case.files]
-    first = volumes[0]
-    if len(volumes) == 1:
-        return replace(first, modality=case.modality, source=case.files)
-    for path, volume in zip(case.files[1:], volumes[1:], strict=True):
-        if volume.array.ndim != 3 or not same_grid(first, volume):
+    first = read_nifti(case.files[0], case.root, case.modality)
+    if len(case.files) == 1:
+        return first
+    channels, notes = [first.array], list(first.notes)
+    for path in case.files[1:]:
+        volume = read_nifti(path, case.root, case.modality)
+        turned = same_voxels(volume, first) if volume.array.ndim == first.array.ndim == 3 else None
+        if turned is None:
             raise SourceError(
                 f"{relative(path, case.root)}: channel on another grid ({volume.shape}) than "
                 f"{relative(case.files[0], case.root)} ({first.shape})"
             )
-    notes = tuple(note for volume in volumes for note in volume.notes)
-    array = np.stack([volume.array for volume in volumes], axis=-1)
-    return replace(first, array=array, modality=case.modality, source=case.files, notes=notes)
+        channels.append(turned)
+        notes += volume.notes
+    return replace(first, array=np.stack(channels, axis=-1), source=case.files, notes=tuple(notes))
 
 
 def write_nifti(path: Path, volume: Volume) -> None:

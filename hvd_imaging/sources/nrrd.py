@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 
 from ..errors import SourceError
-from ..volume import Volume
+from ..volume import Volume, filled
 from .elements import relative
 
 SUFFIXES = (".seg.nrrd", ".nrrd", ".nhdr")
@@ -73,7 +73,7 @@ def detached(path: Path) -> Path | None:
     return path.parent / name if name and not re.search(r"%|\s|^LIST", name) else None
 
 
-def read_nrrd(path: Path, root: Path = Path()) -> Volume:
+def read_nrrd(path: Path, root: Path = Path(), modality: str = "") -> Volume:
     """Read an NRRD file as float32 ``(D, H, W)``, or ``(D, H, W, C)`` if one axis has no direction.
 
     Raises:
@@ -94,13 +94,8 @@ def read_nrrd(path: Path, root: Path = Path()) -> Volume:
         array = np.moveaxis(array, len(sizes) - 1 - channel, -1)
         if array.shape[-1] == 1:
             array = array[..., 0]
-    array = np.ascontiguousarray(array, dtype=np.float32)
-    notes = []
-    bad = int(np.count_nonzero(~np.isfinite(array)))
-    if bad:
-        array = np.nan_to_num(array, nan=0.0, posinf=0.0, neginf=0.0)
-        notes.append(f"{bad} voxels that are not finite were set to 0")
-    return Volume(array, affine, source=(path,), notes=tuple(notes))
+    array, note = filled(np.ascontiguousarray(array, dtype=np.float32), modality)
+    return Volume(array, affine, modality, source=(path,), notes=(note,) if note else ())
 
 
 def _header(path: Path) -> _Header:

@@ -20,7 +20,7 @@ from hvd_imaging.sources.dicom import read_series, scan_dicom
 from hvd_imaging.sources.labels import read_seg_mask
 from hvd_imaging.sources.nifti import read_nifti, write_nifti
 from hvd_imaging.sources.phantom import make_archive
-from hvd_imaging.volume import Volume, same_grid
+from hvd_imaging.volume import Volume
 
 
 class Fake:
@@ -121,7 +121,7 @@ def test_a_nifti_file_gets_a_label_map_on_its_grid(tmp_path, suffix):
     write_nifti(tmp_path / "case.nii.gz", volume)
     rows = predict(Fake(), tmp_path / "case.nii.gz", tmp_path / f"mask{suffix}")
     mask = read_nifti(tmp_path / f"mask{suffix}")
-    assert same_grid(mask, volume)
+    assert (mask.shape == volume.shape and np.allclose(mask.affine, volume.affine, atol=1e-3))
     np.testing.assert_array_equal(mask.array, truth)
     assert rows == [{"id": "input", "lesion_ml": pytest.approx(truth.sum() * 3.0 * 0.8 * 1.1 / 1000)}]
 
@@ -327,7 +327,7 @@ def test_the_command_with_a_run(tmp_path):
     result = CliRunner().invoke(command, arguments, catch_exceptions=False)
     assert result.exit_code == 0 and "written:" in result.stdout and " ml" in result.stdout
     mask = read_nifti(tmp_path / "mask.nii.gz")
-    assert same_grid(mask, volume) and set(np.unique(mask.array)) <= {0, 1}
+    assert (mask.shape == volume.shape and np.allclose(mask.affine, volume.affine, atol=1e-3)) and set(np.unique(mask.array)) <= {0, 1}
     result = CliRunner().invoke(command, [*arguments, "--force", "--json", "--threads", "1"], catch_exceptions=False)
     found = json.loads(result.stdout)
     assert found["answers"][0]["id"] == "input" and found["format"] == "run" and found["peak_bytes"] > 10 << 20
@@ -369,12 +369,12 @@ def test_a_tight_budget_changes_the_work_and_not_the_answer(monkeypatch):
             return super().__call__(batch)
 
     held[0] = 64 << 30  # a caller's own data: without a budget it is nobody's business
-    plenty = answer_volume(Growing(), volume)
+    plenty = answer_volume(Growing(orientation="source"), volume)
     many = sum(windows)
     held[0], windows[:] = 100 << 20, []
     tight = (110 << 20) + truth.size + PATCH[1] * row
-    answer = answer_volume(Growing(), volume, memory_bytes=tight)
+    answer = answer_volume(Growing(orientation="source"), volume, memory_bytes=tight)
     assert sum(windows) > many + 1  # the look ahead, and windows on borders of strips twice
     np.testing.assert_array_equal(answer.labels, plenty.labels)
     with pytest.raises(RunError, match="the process holds 110 MiB"):
-        answer_volume(Growing(), volume, memory_bytes=tight - 1)
+        answer_volume(Growing(orientation="source"), volume, memory_bytes=tight - 1)

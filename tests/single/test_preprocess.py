@@ -134,7 +134,7 @@ def test_crop_keeps_the_landmark(shape, spacing, margin, seed):
     landmark = tuple(int(random.integers(n)) for n in shape)
     image[landmark] = 5
     affine = affine_of(spacing, seed)
-    config = PreprocessConfig(intensity="none", crop="foreground", crop_margin_mm=margin)
+    config = PreprocessConfig(intensity="none", orientation="source", crop="foreground", crop_margin_mm=margin)
     result, _ = preprocess(Volume(image, affine), None, config)
     found = np.argwhere(result.array[..., 0] == 5)
     assert len(found) == 1
@@ -152,7 +152,7 @@ def test_body_is_the_largest_component_in_hu():
     config = PreprocessConfig(intensity="window", crop="body", crop_margin_mm=0)
     mask = np.zeros(image.shape, np.uint8)
     mask[5, 20, 20] = 2
-    result, moved = preprocess(Volume(image, np.eye(4), "CT"), mask, config)
+    result, moved = preprocess(Volume(image, np.eye(4)[:, [2, 1, 0, 3]], "CT"), mask, config)
     assert result.shape == (6, 20, 20) and moved.shape == (6, 20, 20)
     assert moved[3, 10, 10] == 2 and moved.sum() == 2
     assert np.allclose(result.array, (40 + 1000) / 1400)
@@ -281,7 +281,7 @@ def test_a_slab_projection_takes_its_slices_alone():
     array = np.zeros((10, 3, 4), np.float32)
     array[2], array[5], array[9] = 1, 0.5, 1
     volume = Volume(array, np.diag([2.0, 1.0, 1.0, 1.0]))
-    config = PreprocessConfig(intensity="none", projection="mip", projection_slab=(0.3, 0.7))
+    config = PreprocessConfig(intensity="none", orientation="source", projection="mip", projection_slab=(0.3, 0.7))
     flat, _ = preprocess(volume, None, config)
     assert flat.shape == (1, 3, 4) and (flat.array == 0.5).all()
     # Slices 3 to 6: centre at 4.5 slices of 2 mm, 8 mm thick.

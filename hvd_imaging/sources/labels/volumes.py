@@ -8,32 +8,33 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import SourceError
-from ...volume import Volume, same_grid
+from ...volume import Volume, same_voxels
 from ..dicom import relative
 from ..nifti import read_nifti
 
 
 def read_mask(path: Path, image: Volume, classes: Sequence[str], root: Path = Path()) -> np.ndarray:
-    """A mask as uint8 ``(D, H, W)`` on the grid of ``image``.
+    """A mask as uint8 ``(D, H, W)`` on the grid of ``image``; its own voxels may come in another order and sense of the axes.
 
     Raises:
         SourceError: another geometry, or values that are no class.
     """
     mask = read_nifti(path, root)
     name = relative(path, root)
-    if mask.array.ndim != 3 or not same_grid(image, mask, tolerance=0.1 * min(image.spacing)):
+    voxels = same_voxels(mask, image, tolerance=0.1 * min(image.spacing)) if mask.array.ndim == 3 else None
+    if voxels is None:
         raise SourceError(
             f"{name}: mask of another geometry: expected shape {image.shape} and spacing {mm(image.spacing)} mm as its "
             f"image, found {mask.array.shape} and {mm(mask.spacing)} mm, or another position or orientation"
         )
     largest = len(classes) - 1
-    values = np.unique(mask.array)
+    values = np.unique(voxels)
     if values[0] < 0 or values[-1] > largest or (values != np.round(values)).any():
         raise SourceError(
             f"{name}: mask with values from {values[0]:g} to {values[-1]:g}, expected whole numbers from 0 to {largest} "
             f"({', '.join(classes)})"
         )
-    return mask.array.astype(np.uint8)
+    return voxels.astype(np.uint8)
 
 
 def mm(values: Sequence[float] | np.ndarray) -> str:
