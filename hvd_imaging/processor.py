@@ -58,7 +58,7 @@ def has_integers(sets: Sequence[str]) -> bool:
 
 def kind(sets: Sequence[str]) -> str:
     """What decides the speed of 8-bit integers, in a few words: such as "AVX-512 VNNI" or "AVX2 without VNNI". Pure."""
-    found = [text for name, text in _INTEGERS if name in sets]
+    found = [text for name, text in _INTEGERS if name in sets and not (name == "avx_vnni" and "avx512_vnni" in sets)]
     if found:
-        return " and ".join(found)
+        return " and ".join(reversed(found))
     return next((text for name, text in _PLAIN if name in sets), "unknown instruction sets")

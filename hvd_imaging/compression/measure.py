@@ -54,7 +54,7 @@ def measure_models(
         name -> ``bytes``, ``gzip_bytes`` (see `sizes`), ``latency_ms`` {"one", "all"}: median over all timed calls,
         ``spread_ms`` {"one", "all"}: [quartile, quartile], ``load_ms``: median time to open it and answer the first time,
         ``peak_bytes``: largest memory of any of its processes, ``runs``: timed calls of each latency, ``threads``: as
-        used, ``kind``: of the predictor, and ``reason``: why figures are missing, "" otherwise. A model that fails is
+        used, ``instruction_sets``: of the processor, ``kind``: of the predictor, and ``reason``: why figures are missing, "" otherwise. A model that fails is
         such a row; nothing is raised for it.
     """
     threads = dict(threads) if threads is not None else {"one": 1, "all": len(os.sched_getaffinity(0))}
@@ -90,6 +90,7 @@ def summarize(answers: list[tuple[str, dict[str, Any]]], threads: Mapping[str, i
         },
         "runs": {key: len(values) for key, values in times.items()},
         "threads": dict(threads),
+        "instruction_sets": list(processor.instruction_sets()),
         "load_ms": statistics.median(answer["load_ms"] for _, answer in answers) if answers else None,
         "peak_bytes": max((answer["peak_bytes"] for _, answer in answers), default=None),
         "kind": answers[0][1]["kind"] if answers else None,

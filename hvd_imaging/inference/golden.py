@@ -18,6 +18,7 @@ any other program can compare too:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -63,7 +64,7 @@ class Golden:
 
     def patches(self) -> np.ndarray:
         """What goes into the model: float32 ``(N, D, H, W, C)``."""
-        return self.low + (self.high - self.low) * (self.inputs.astype(np.float32) / np.float32(255))
+        return _scaled(self.inputs, self.low, self.high)
 
     def difference(self, model: Model) -> float:
         """The largest difference of a probability from ``answers``; infinite if one is not finite or of another shape."""
@@ -71,6 +72,10 @@ class Golden:
         if found.shape != self.answers.shape or not np.isfinite(found).all():
             return float("inf")
         return float(np.abs(found - self.answers).max())
+
+
+def _scaled(inputs: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    return low + (high - low) * (inputs.astype(np.float32) / np.float32(255))
 
 
 # --- made at export ---------------------------------------------------------------------------------------------------
@@ -111,7 +116,7 @@ def make(spec: ModelSpec, kind: str, trained: Model, export: Model, low: float =
     """
     drawn = candidates(spec)
     limits = np.float32(low), np.float32(high if high > low else low + 1)
-    answers = [trained((limits[0] + (limits[1] - limits[0]) * (patch[None].astype(np.float32) / np.float32(255))))[0] for patch in drawn]
+    answers = [trained(_scaled(patch[None], *limits))[0] for patch in drawn]
     doubt = [_doubt(answer).mean() for answer in answers]
     chosen = sorted(np.argsort(doubt, kind="stable")[::-1][:PATCHES].tolist())
     points = np.stack([_points(answers[n], spec) for n in chosen])
@@ -163,7 +168,8 @@ def load(path: Path) -> Golden:
         RunError: damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as held:
+        # NumPy does not close a file that it finds damaged.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:
             golden = Golden(**{each.name: held[each.name] for each in fields(Golden)})
         count = len(golden.inputs)
         if golden.inputs.ndim != 5 or golden.points.ndim != 2 or golden.answers.ndim != 3 or not count == len(golden.points) == len(golden.answers):
@@ -298,10 +304,10 @@ def _place(path: Path) -> tuple[Path | None, str]:
 
 
 def cache_folder(environ: Mapping[str, str] | None = None) -> Path:
-    """``$XDG_CACHE_HOME/hvd_imaging/golden``, by default below ``~/.cache``."""
+    """``$HVD_IMAGING_CACHE/golden``, by default ``hvd_imaging`` below ``$XDG_CACHE_HOME`` or ``~/.cache``. Pure."""
     environ = os.environ if environ is None else environ
     base = environ.get("XDG_CACHE_HOME") or str(Path(environ.get("HOME") or os.path.expanduser("~")) / ".cache")
-    return Path(base) / "hvd_imaging" / "golden"
+    return Path(environ.get("HVD_IMAGING_CACHE") or Path(base) / "hvd_imaging") / "golden"
 
 
 def _cache_file(cache: Path | None, digest: str, kind: str, runtime: str, sets: Sequence[str]) -> Path:
@@ -321,7 +327,5 @@ def _recall(path: Path) -> dict[str, Any] | None:
 
 
 def _remember(path: Path, values: Mapping[str, Any]) -> None:
-    try:
+    with contextlib.suppress(OSError):  # a home that is read-only: compared again next time
         write_json(path, dict(values))
-    except OSError:
-        pass  # a home that is read-only: compared again next time
