@@ -90,7 +90,7 @@ def seal(folder: Path, spec: ModelSpec, kind: str, runtime: str = "") -> None:
 
 def measured_on(folder: Path) -> dict[str, Any]:
     """``runtime`` and ``instruction_sets`` of the machine where parity and golden answers were measured; {} if it is not told."""
-    found = _listed(folder).get("measured_on")
+    found: Any = _listed(folder).get("measured_on")
     try:
         sets = [str(name) for name in found["instruction_sets"]]
         return {"architecture": str(found["architecture"]), "instruction_sets": sets, "runtime": str(found["runtime"])}

@@ -115,7 +115,7 @@ def make(spec: ModelSpec, kind: str, trained: Model, export: Model, low: float =
     ones: where a probability is 0 or 1 a sum that is a little wrong would not show.
     """
     drawn = candidates(spec)
-    limits = np.float32(low), np.float32(high if high > low else low + 1)
+    limits = np.array(low, np.float32), np.array(high if high > low else low + 1, np.float32)
     answers = [trained(_scaled(patch[None], *limits))[0] for patch in drawn]
     doubt = [_doubt(answer).mean() for answer in answers]
     chosen = sorted(np.argsort(doubt, kind="stable")[::-1][:PATCHES].tolist())
@@ -123,7 +123,7 @@ def make(spec: ModelSpec, kind: str, trained: Model, export: Model, low: float =
     empty = np.zeros(0, np.float32)
     golden = Golden(drawn[chosen], *limits, points, empty, np.stack([_at(answers[n], points[i]) for i, n in enumerate(chosen)]), empty)
     found = np.stack([_at(export(patch[None])[0], where) for patch, where in zip(golden.patches(), points, strict=True)])
-    return Golden(golden.inputs, *limits, points, found, golden.trained, np.float32(allowed(kind, np.abs(found - golden.trained).max())))
+    return Golden(golden.inputs, *limits, points, found, golden.trained, np.array(allowed(kind, float(np.abs(found - golden.trained).max())), np.float32))
 
 
 def allowed(kind: str, own: float) -> float:
