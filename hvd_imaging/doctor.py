@@ -15,12 +15,12 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from . import bootstrap
+from . import bootstrap, processor
 from . import filesystem as filesystems
 from .filesystem import Filesystem
 from .world import World
@@ -49,7 +49,8 @@ def examine(data: Path | None = None) -> list[Finding]:
         judge_mpirun(mpirun_version()),
         judge_same_mpi(libraries["mpi4py"], libraries["horovod"]),
         judge_horovod(talk),
-        judge_onednn(cpu_flags(), os.environ.get("TF_ENABLE_ONEDNN_OPTS")),
+        judge_processor(processor.architecture(), processor.instruction_sets()),
+        judge_onednn(processor.instruction_sets(), os.environ.get("TF_ENABLE_ONEDNN_OPTS")),
         judge_filters(hdf5_filters()),
         judge_threads(len(os.sched_getaffinity(0)), os.cpu_count() or 1, os.environ.get("OMP_NUM_THREADS")),
         *judge_folder(folder, os.environ.get("HDF5_USE_FILE_LOCKING")),
@@ -193,17 +194,18 @@ def judge_horovod(answer: Mapping[str, bool] | str | None) -> Finding:
 
 
 # --- speed --------------------------------------------------------------------------------------------------------------
-def cpu_flags() -> frozenset[str]:
-    """What the processor can do."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return frozenset()
-    found = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
-    return frozenset(found[1].split()) if found else frozenset()
+def judge_processor(architecture: str, sets: Sequence[str]) -> Finding:
+    """The instruction sets, and what they mean for exports in 8 bit."""
+    if not sets:
+        return Finding("processor", "ok", f"{architecture}, instruction sets not known: measure 8-bit exports here before choosing them")
+    if processor.has_integers(sets):
+        meaning = "8-bit exports have instructions of their own here, and are mostly the fastest"
+    else:
+        meaning = "no instructions for 8 bit: such exports are smaller, and may be no faster than float32 (docs/compression.md)"
+    return Finding("processor", "ok", f"{architecture}, {processor.kind(sets)}: {meaning} ({' '.join(sets)})")
 
 
-def judge_onednn(flags: frozenset[str], exported: str | None) -> Finding:
+def judge_onednn(flags: Collection[str], exported: str | None) -> Finding:
     """hvd_imaging turns oneDNN on; an exported 0 would win."""
     widest = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else "no AVX2"
     if exported == "0":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,12 @@ from hvd_imaging import bootstrap
 
 bootstrap.prepare()
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "parallel")]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What the commands remember of exports stays out of the home of who runs the tests."""
+    os.environ["HVD_IMAGING_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from .. import processor
 from ..training.run import versions
 
 
@@ -59,22 +60,21 @@ def ratio(above: Row, below: Row) -> float | None:
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on, without its name."""
-    model, flags = platform.processor(), ""
+    model, sets = platform.processor(), processor.instruction_sets()
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             key, _, value = line.partition(":")
             if key.strip() == "model name":
                 model = value.strip()
-            elif key.strip() == "flags":
-                flags = value
     except OSError:
         pass
     return {
         "cpu": model,
         "cores": os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "avx2": " avx2" in flags,
-        "avx512": " avx512f" in flags,
+        "instruction_sets": list(sets),
+        "avx2": "avx2" in sets,
+        "avx512": "avx512f" in sets,
     }
 
 

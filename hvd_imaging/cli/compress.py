@@ -139,12 +139,14 @@ def show(result: Result) -> None:
     """Print the tables and the verdicts."""
     from rich.table import Table
 
+    from .. import processor
     from ..compression import gate
     from .console import table_console
 
     console = table_console()
+    here = processor.kind(result.measured.get("instruction_sets", ()))
     for title, head, rows in (
-        ("cost", gate.COST_HEAD, gate.cost_rows(result.reference, result.candidates, result.judged)),
+        (f"cost, times on {here}", gate.COST_HEAD, gate.cost_rows(result.reference, result.candidates, result.judged)),
         (
             f"figures on the {result.recipe.split} split",
             gate.METRIC_HEAD,

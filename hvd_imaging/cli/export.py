@@ -18,7 +18,8 @@ Examples:
   hvd-imaging export runs/unet3d --format onnx-int8 --dataset /data/lung models/unet3d-onnx
 \b
 OUT holds model.json, the model (input "image", output "probabilities"), export.json
-(check sums) and parity.json: how far it lies from the trained network. Float formats
+(check sums), parity.json: how far it lies from the trained network, and golden.npz:
+synthetic inputs with its answers, compared once on every other machine. Float formats
 above 1e-4 (float16: 2e-2), and 8 bit that answer otherwise too often, are not written.
 The 8-bit formats measure ranges of activations on the run's training split.
 Released, measured models: hvd-imaging compress. Formats and runtimes: docs/edge.md.

@@ -35,10 +35,11 @@ probabilities), or a folder for a dataset. Nothing found gives an empty mask.
 )  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), help="Threads to compute with [default: all cores of the process].")
 @click.option("--edge", is_flag=True, help="Refuse a model that would need TensorFlow (docs/edge.md).")
+@click.option("--unchecked", is_flag=True, help="Compute even where the model answers otherwise than at its export (docs/edge.md).")
 @click.option("--json", "as_json", is_flag=True, help="Print the answers and the peak memory as JSON.")
 def command(
     model: Path, input: Path, out: Path, force: bool, overlap: float | None, memory_mb: int | None, threads: int | None, edge: bool,
-    as_json: bool,
+    unchecked: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Apply MODEL (a run or an export) to INPUT (a DICOM series folder, a NIfTI file, or a dataset) and write OUT."""
     from .. import bootstrap
@@ -46,6 +47,7 @@ def command(
 
     refuse_many_ranks("predict")
     bootstrap.prepare(threads or 0)  # for TensorFlow, should the model need it
+    from ..inference import golden
     from ..inference.predict import predict
     from ..inference.predictors import open_predictor
 
@@ -54,6 +56,9 @@ def command(
     memory_bytes = None if memory_mb is None else memory_mb << 20
     with counter("predict") as progress:
         predictor = open_predictor(model, threads or 0, edge)
+        note = "" if unchecked else golden.check_once(model, predictor)
+        if note:
+            click.echo(f"note: {note}", err=True)
         if predictor.spec.preprocess.orientation == "source" and not (input / "manifest.json").is_file():
             click.echo(
                 "note: this model takes voxels in the order of their file (preprocess.orientation=source): it answers rightly for images "

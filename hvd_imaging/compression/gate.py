@@ -41,7 +41,8 @@ class Limits(Section):
         0.5, ge=0, description="points (of 100) that mean Dice, or accuracy, recall and AUC, may be below the float model's"
     )
     faster: PositiveFloat | None = Field(
-        1.0, description="times as fast as the float model, at least, on one thread and on all; 1: faster at all"
+        1.0,
+        description="times as fast as the float model, at least, on one thread and on all, on the processor that compresses; 1: faster at all",
     )
     smaller: PositiveFloat | None = Field(1.0, description="times as small on disk, at least; 1: smaller at all")
     max_latency_ms: PositiveFloat | None = Field(None, description="longest time for a patch on one thread, ms")
@@ -297,7 +298,7 @@ def _classification(pairs: Sequence[Pair], classes: int) -> dict[str, Difference
 # --- the gate -------------------------------------------------------------------------------------------------------
 
 
-def judge(reference: Measured, candidate: Measured, limits: Limits, task: str) -> tuple[str, ...]:
+def judge(reference: Measured, candidate: Measured, limits: Limits, task: str, measured_on: str = "") -> tuple[str, ...]:
     """The limits that ``candidate`` misses, each a sentence with what was found and expected; none: released.
 
     What was asked for and could not be measured is missed: nothing is released on trust.
@@ -305,6 +306,7 @@ def judge(reference: Measured, candidate: Measured, limits: Limits, task: str) -
     Args:
         reference: the float model; its ``latency_ms`` and ``bytes`` are what "faster" and "smaller" compare with.
         task: "segmentation" or "classification".
+        measured_on: kind of processor (`processor.kind`) that the times are of: "faster" holds for it, and is told with it.
     """
     if candidate.reason and candidate.bytes is None and not candidate.latency_ms:
         return (f"could not be measured: {candidate.reason}",)
@@ -315,7 +317,8 @@ def judge(reference: Measured, candidate: Measured, limits: Limits, task: str) -
     if limits.faster is not None:
         for key, threads in THREADS.items():
             times = (reference.latency_ms.get(key), candidate.latency_ms.get(key))
-            missed += _ratio_missed(f"faster ({threads})", times, limits.faster, "ms")
+            where = f"{threads}, {measured_on}" if measured_on else threads
+            missed += _ratio_missed(f"faster ({where})", times, limits.faster, "ms")
     if limits.smaller is not None:
         missed += _ratio_missed("smaller", (reference.bytes, candidate.bytes), limits.smaller, "bytes")
     for key, found, most, unit in (
@@ -369,10 +372,10 @@ def _ratio_missed(what: str, values: tuple[float | None, float | None], least: f
 
 
 def verdicts(
-    reference: Measured, candidates: Sequence[Measured], limits: Limits, task: str
+    reference: Measured, candidates: Sequence[Measured], limits: Limits, task: str, measured_on: str = ""
 ) -> dict[str, tuple[str, ...]]:
     """`judge` of each candidate, keyed by format."""
-    return {candidate.format: judge(reference, candidate, limits, task) for candidate in candidates}
+    return {candidate.format: judge(reference, candidate, limits, task, measured_on) for candidate in candidates}
 
 
 # --- the tables -----------------------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from .. import processor
+from ..inference.exported import GOLDEN
 from ..inference.predictors import RUN_CONFIG, RUN_WEIGHTS
 
 REPEATS, RUNS = 3, 10
@@ -52,7 +54,7 @@ def measure_models(
         name -> ``bytes``, ``gzip_bytes`` (see `sizes`), ``latency_ms`` {"one", "all"}: median over all timed calls,
         ``spread_ms`` {"one", "all"}: [quartile, quartile], ``load_ms``: median time to open it and answer the first time,
         ``peak_bytes``: largest memory of any of its processes, ``runs``: timed calls of each latency, ``threads``: as
-        used, ``kind``: of the predictor, and ``reason``: why figures are missing, "" otherwise. A model that fails is
+        used, ``instruction_sets``: of the processor, ``kind``: of the predictor, and ``reason``: why figures are missing, "" otherwise. A model that fails is
         such a row; nothing is raised for it.
     """
     threads = dict(threads) if threads is not None else {"one": 1, "all": len(os.sched_getaffinity(0))}
@@ -88,6 +90,7 @@ def summarize(answers: list[tuple[str, dict[str, Any]]], threads: Mapping[str, i
         },
         "runs": {key: len(values) for key, values in times.items()},
         "threads": dict(threads),
+        "instruction_sets": list(processor.instruction_sets()),
         "load_ms": statistics.median(answer["load_ms"] for _, answer in answers) if answers else None,
         "peak_bytes": max((answer["peak_bytes"] for _, answer in answers), default=None),
         "kind": answers[0][1]["kind"] if answers else None,
@@ -130,11 +133,11 @@ def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 def model_files(folder: str | Path) -> list[Path]:
     """What is needed to run the model, sorted: of a run folder the best weights, of an export all but the files that
-    describe it (metadata, check sums, parity, card)."""
+    describe it (metadata, check sums, parity, golden patches, card)."""
     path = Path(folder)
     if (path / RUN_CONFIG).is_file():
         return [path / RUN_WEIGHTS]
-    tops = [item for item in path.iterdir() if item.is_dir() or item.suffix not in _BESIDE]
+    tops = [item for item in path.iterdir() if item.is_dir() or (item.suffix not in _BESIDE and item.name != GOLDEN)]
     return sorted(item for top in tops for item in ([top] if top.is_file() else top.rglob("*")) if item.is_file())
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from .. import processor
 from ..communicator import root_works, together
 from ..errors import HvdImagingError, RunError
 from ..export import check_format, export_model
@@ -67,7 +68,7 @@ class Result:
         judged: format -> limits missed, as sentences; none: released.
         parity: format -> agreement with the compressed network.
         overlays: format -> worst and best cases.
-        measured: runs and threads of the measurement.
+        measured: runs, threads and the processor's instruction sets of the measurement.
     """
 
     folder: Path
@@ -184,10 +185,10 @@ def compress(
     ]
     result = Result(
         out, run, recipe, manifest, steps, reference, candidates,
-        gate.verdicts(reference, candidates, recipe.limits, run.spec.task),
+        gate.verdicts(reference, candidates, recipe.limits, run.spec.task, processor.kind(rows[FLOAT]["instruction_sets"])),
         {name: one.parity for name, one in exported.items() if one.parity is not None},
         overlays,
-        {key: rows[FLOAT][key] for key in ("runs", "threads")},
+        {key: rows[FLOAT][key] for key in ("runs", "threads", "instruction_sets")},
     )  # fmt: skip
     together(hvd, lambda: _place(result) if hvd.world.is_root else None)
     return result

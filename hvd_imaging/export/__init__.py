@@ -54,7 +54,7 @@ def export_model(
     calibration: Sequence[np.ndarray] | np.ndarray | None = None,
     lowered: Any = None,
 ) -> Parity:
-    """Write one format of a Keras model into an existing empty folder, reopen it and compare.
+    """Write one format of a Keras model into an existing empty folder, reopen it and compare; golden patches go with it.
 
     Args:
         model: functional network of logits, ``(N, D, H, W, C)`` to ``(N, D, H, W, K)`` or ``(N, K)``.
@@ -75,7 +75,7 @@ def export_model(
         SetupError: a package is missing.
     """
     from ..files import write_json
-    from ..inference import exported
+    from ..inference import exported, golden
     from ..inference.predictors import KerasPredictor, open_predictor
     from . import keras, parity, savedmodel, tflite
 
@@ -98,10 +98,18 @@ def export_model(
     exported.embed(folder / MODEL_FILE[kind], spec, kind)
     spec.save(folder)
     exported.seal(folder, spec, kind)
-    result = parity.compare(KerasPredictor(spec, model), open_predictor(folder), patches, inputs, *parity.expected(kind, spec.task))
+    trained, again = KerasPredictor(spec, model), open_predictor(folder)
+    result = parity.compare(trained, again, patches, inputs, *parity.expected(kind, spec.task))
     write_json(folder / parity.NAME, result.to_json())
-    exported.seal(folder, spec, kind)
+    if result.passed:
+        golden.save(golden.make(spec, kind, trained, again, *_range(spec, patches)), folder)
+    exported.seal(folder, spec, kind, again.runtime)
     return result
+
+
+def _range(spec: ModelSpec, patches: np.ndarray) -> tuple[float, float]:
+    """Of the model's inputs: preprocessing scales to [0, 1], unless it was told to leave values as they are."""
+    return (float(patches.min()), float(patches.max())) if spec.preprocess.intensity == "none" else (0.0, 1.0)
 
 
 def export_run(

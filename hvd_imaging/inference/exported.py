@@ -3,8 +3,9 @@
 ::
 
     model.json      the model's contract (`models.spec`)
-    export.json     schema, format, and contract, and SHA-256 of every file
+    export.json     schema, format, and contract, what it was measured on, and SHA-256 of every file
     parity.json     agreement with the network that it came from
+    golden.npz      synthetic inputs and its answers, to be compared on other machines (`inference.golden`)
     model.keras | saved_model/ | model.tflite | model.onnx
 
 The contract is also inside the model's own file, where its format has room for it, so that a file that was moved alone can
@@ -20,13 +21,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
+from .. import __version__, processor
 from ..errors import RunError
 from ..files import sha256_of_file, write_json
 from ..models.spec import NAME as SPEC_NAME
 from ..models.spec import ModelSpec
 
-NAME = "export.json"
+NAME, GOLDEN = "export.json", "golden.npz"
 SCHEMA = 1
 INPUT, OUTPUT = "image", "probabilities"
 SAVED_MODEL, TFLITE, ONNX, KERAS = "saved_model", "model.tflite", "model.onnx", "model.keras"
@@ -75,11 +76,40 @@ def embed(path: Path, spec: ModelSpec, kind: str) -> None:
             archive.writestr(zipfile.ZipInfo(MEMBER), text)
 
 
-def seal(folder: Path, spec: ModelSpec, kind: str) -> None:
-    """Write ``folder/export.json`` over everything that lies there."""
+def seal(folder: Path, spec: ModelSpec, kind: str, runtime: str = "") -> None:
+    """Write ``folder/export.json`` over everything that lies there.
+
+    Args:
+        runtime: that ran it here, with its version; "": it has not been run yet.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / NAME)
     sums = {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in files}
-    write_json(folder / NAME, {**metadata(spec, kind), "files": sums})
+    here = {"architecture": processor.architecture(), "instruction_sets": list(processor.instruction_sets()), "runtime": runtime}
+    write_json(folder / NAME, {**metadata(spec, kind), **({"measured_on": here} if runtime else {}), "files": sums})
+
+
+def measured_on(folder: Path) -> dict[str, Any]:
+    """``runtime`` and ``instruction_sets`` of the machine where parity and golden answers were measured; {} if it is not told."""
+    found: Any = _listed(folder).get("measured_on")
+    try:
+        sets = [str(name) for name in found["instruction_sets"]]
+        return {"architecture": str(found["architecture"]), "instruction_sets": sets, "runtime": str(found["runtime"])}
+    except (KeyError, TypeError):
+        return {}
+
+
+def listed_sums(folder: Path) -> set[str]:
+    """SHA-256 of the files that ``export.json`` lists; empty if it can not be read."""
+    files = _listed(folder).get("files")
+    return {str(found) for found in files.values()} if isinstance(files, dict) else set()
+
+
+def _listed(folder: Path) -> dict[str, Any]:
+    try:
+        values = json.loads((folder / NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def check(folder: Path) -> str:
@@ -93,7 +123,7 @@ def check(folder: Path) -> str:
         values = json.loads(path.read_text(encoding="utf-8"))
         schema = values["schema"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path}: damaged ({_first_line(error)}); export the run again") from error
+        raise RunError(f"{path}: damaged ({first_line(error)}); export the run again") from error
     _check_schema(path, schema)
     try:
         kind, files = str(values["format"]), {str(name): str(found) for name, found in values["files"].items()}
@@ -138,7 +168,7 @@ def read_metadata(path: Path) -> tuple[ModelSpec, str]:
     try:
         kind, spec = values["format"], ModelSpec.model_validate(values["model"])
     except (ValueError, KeyError) as error:
-        raise RunError(f"{path}: damaged contract ({_first_line(error)}); export the run again") from error
+        raise RunError(f"{path}: damaged contract ({first_line(error)}); export the run again") from error
     if MODEL_FILE.get(kind, "").rpartition(".")[2] != path.suffix[1:]:
         raise RunError(f"{path}: says that it is of format '{kind}'; export the run again")
     return spec, kind
@@ -210,5 +240,6 @@ def _varint(stream: io.BytesIO) -> int:
             return value
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Of a library's message, which may have many."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -5,6 +5,7 @@ A runtime (TensorFlow, LiteRT, ONNX Runtime) is imported when a model that needs
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -34,10 +35,12 @@ class Predictor(Protocol):
     Attributes:
         spec: the model's contract.
         kind: "run", or the export's format.
+        runtime: what computes, with its version.
     """
 
     spec: ModelSpec
     kind: str
+    runtime: str
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         """``(N, D, H, W, C)`` float32 -> probabilities float32: segmentation ``(N, D, H, W, K)``, else ``(N, K)``."""
@@ -139,6 +142,14 @@ def _open_export(path: Path, spec: ModelSpec, kind: str, threads: int, edge: boo
     return KerasPredictor(spec, _load_keras(path), kind) if kind == "keras" else SavedModelPredictor(spec, path)
 
 
+def _version(package: str) -> str:
+    """Name and version of a package, without importing it."""
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:  # such as a build of its own, under another name
+        return package
+
+
 def with_probabilities(model: Any) -> Any:
     """A Keras model of logits as a `tf.function`: ``(N, D, H, W, C)`` float32 -> softmax in float32."""
     import tensorflow as tf
@@ -154,7 +165,7 @@ class KerasPredictor:
     """A network in memory that gives logits."""
 
     def __init__(self, spec: ModelSpec, model: Any, kind: str = "run") -> None:
-        self.spec, self.kind = spec, kind
+        self.spec, self.kind, self.runtime = spec, kind, _version("tensorflow")
         self._call = with_probabilities(model)
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
@@ -182,7 +193,7 @@ class SavedModelPredictor:
         bootstrap.load_tensorflow()
         import tensorflow as tf
 
-        self.spec = spec
+        self.spec, self.runtime = spec, _version("tensorflow")
         try:
             # Kept: the loaded object owns the variables of the signature.
             self._loaded = tf.saved_model.load(str(path))
@@ -199,8 +210,8 @@ class SavedModelPredictor:
 class _OneByOne:
     """Base of runtimes whose models take a batch of 1."""
 
-    def __init__(self, spec: ModelSpec, kind: str) -> None:
-        self.spec, self.kind = spec, kind
+    def __init__(self, spec: ModelSpec, kind: str, runtime: str) -> None:
+        self.spec, self.kind, self.runtime = spec, kind, runtime
 
     def _check_shape(self, path: Path, found: Any) -> None:
         wanted = (1, *self.spec.patch, self.spec.channels)
@@ -224,8 +235,8 @@ class TflitePredictor(_OneByOne):
     """
 
     def __init__(self, spec: ModelSpec, path: Path, kind: str = "tflite", threads: int = 0, edge: bool = False) -> None:
-        super().__init__(spec, kind)
         interpreter = _interpreter(edge)
+        super().__init__(spec, kind, _version("tensorflow" if interpreter.__module__.startswith("tensorflow") else "ai-edge-litert"))
         try:
             with warnings.catch_warnings(), native_notes_aside():
                 # TensorFlow announces that this interpreter moves to a package of its own.
@@ -264,7 +275,7 @@ class OnnxPredictor(_OneByOne):
     """A ``model.onnx`` written by `export.onnx`: batch 1."""
 
     def __init__(self, spec: ModelSpec, path: Path, kind: str = "onnx", threads: int = 0) -> None:
-        super().__init__(spec, kind)
+        super().__init__(spec, kind, _version("onnxruntime"))
         import onnxruntime
 
         options = onnxruntime.SessionOptions()

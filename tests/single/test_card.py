@@ -125,6 +125,25 @@ def test_the_three_files_say_the_same(written):
     assert "horovod" not in page
 
 
+VNNI, AVX2 = ["avx2", "avx512f", "avx512bw", "avx512_vnni"], ["fma", "avx2"]
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (VNNI, "The times of tflite-int8 were measured on AVX-512 VNNI and hold for such processors only: on AVX2 without VNNI"),
+        (AVX2, "measured on AVX2 without VNNI and hold for such processors only. That the answers are the same"),
+    ],
+)
+def test_times_are_said_to_hold_for_the_processor_that_they_were_measured_on(card, sets, words):
+    told = replace(card, measured={**card.measured, "instruction_sets": sets})
+    note = cards.markdown(told, cards.sections(told)).replace("\\", "")
+    assert words in note and f"({' '.join(sets)})" in note
+    assert f"faster than the float model, on one thread and on all, on {'AVX-512 VNNI' if sets is VNNI else 'AVX2 without VNNI'}" in note
+    float_only = replace(told, judged=dict.fromkeys(told.judged, ("faster",)))
+    assert not cards.processor_notes(float_only) and not cards.processor_notes(card)
+
+
 def test_the_page_stands_alone(written):
     found = Tags(written[cards.HTML])
     assert not {"script", "link", "iframe", "object"} & set(found.tags)

@@ -131,6 +131,12 @@ def test_a_classifier_may_lose_in_no_figure():
     assert gate.judge(FLOAT, changed(differences=both), Limits(), "classification") == ()
 
 
+def test_a_missed_speed_names_the_processor():
+    slow = changed(latency_ms={"one": 108.7, "all": 20.0})
+    [found] = gate.judge(FLOAT, slow, Limits(), "segmentation", "AVX2 without VNNI")
+    assert found == "faster (1 thread, AVX2 without VNNI): 0.92 x (100 to 108.7 ms), expected faster at all"
+
+
 @given(st.floats(-5, 5), st.floats(0.1, 10), st.floats(0.1, 10))
 def test_stricter_limits_never_release_more(loss, faster, smaller):
     one = changed(differences=lost(loss), latency_ms={"one": 100 / faster, "all": 60 / faster}, bytes=round(1000 / smaller))

@@ -93,6 +93,20 @@ def test_onednn(flags, exported, level, shown):
     assert found.level == level and shown in found.found
 
 
+@pytest.mark.parametrize(
+    ("sets", "shown"),
+    [
+        (("avx2", "avx512f", "avx512bw", "avx512_vnni", "amx_int8"), "x86_64, AVX-512 VNNI and AMX: 8-bit exports have instructions of their own"),
+        (("fma", "avx2"), "AVX2 without VNNI: no instructions for 8 bit: such exports are smaller, and may be no faster"),
+        (("avx2", "avx512f", "avx512bw"), "AVX-512 without VNNI: no instructions for 8 bit"),
+        ((), "instruction sets not known"),
+    ],
+)
+def test_what_the_processor_means_for_integers(sets, shown):
+    found = doctor.judge_processor("x86_64", sets)
+    assert found.level == "ok" and shown in found.found and " ".join(sets) in found.found
+
+
 @pytest.mark.parametrize(("exported", "level"), [(None, "ok"), ("2", "ok"), ("4", "ok"), ("8", "warning"), ("many", "ok")])
 def test_more_threads_than_cores(exported, level):
     assert doctor.judge_threads(4, 8, exported).level == level

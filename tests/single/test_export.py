@@ -40,7 +40,7 @@ def test_an_export_agrees_with_the_network_and_stands_alone(runs, tmp_path, name
     recorded = json.loads((tmp_path / "out/parity.json").read_text())
     assert recorded["max_abs_difference"] == result.max_abs_difference
     model = {"keras": "model.keras", "savedmodel": "saved_model", "tflite": "model.tflite", "onnx": "model.onnx"}[kind]
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.json", "parity.json", "export.json", model}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"model.json", "parity.json", "golden.npz", "export.json", model}
     assert not list(tmp_path.glob(".out*"))
 
     shutil.move(tmp_path / "out", tmp_path / "moved")
