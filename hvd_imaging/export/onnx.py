@@ -41,11 +41,13 @@ def write(
 
 
 def quantize(graph: Any, calibration: Sequence[np.ndarray] | np.ndarray) -> Any:
-    """Static quantization: activations unsigned, weights signed, of 7 bit and by channel, of convolutions and what moves their values.
+    """Static quantization by channel: activations unsigned, weights signed in 7 bit, those of the first, the last and transposed convolutions unsigned in 8.
 
-    Seven bit, because ONNX Runtime's x86 kernels without VNNI add two products in 16 bit (VPMADDUBSW), which saturates with
-    weights of 8 bit; signed activations do not help, as it makes them unsigned first. Unsigned weights would be exact too, at 8
-    bit, and take about one and a half times as long there (docs/edge.md).
+    ONNX Runtime's x86 kernels for unsigned activations and signed weights add two products in 16 bit (VPMADDUBSW) where there is
+    no VNNI, which saturates with weights of 8 bit; signed activations do not help, as it makes them unsigned first. For unsigned
+    weights it widens before it multiplies, which is exact and takes about one and a half times as long. So those layers have
+    them that lose most by the bit and compute little: the first and the last one (docs/edge.md has the figures). Transposed
+    convolutions are computed in float32.
 
     Raises:
         RunError: ONNX Runtime refuses the network.
@@ -70,11 +72,14 @@ def quantize(graph: Any, calibration: Sequence[np.ndarray] | np.ndarray) -> Any:
         try:
             logger.setLevel(logging.ERROR)  # it recommends what is done here already
             quant_pre_process(str(raw), str(ready), skip_symbolic_shape=True)
+            whole = {"quant_type": tools.QuantType.QUInt8, "symmetric": True, "reduce_range": False}
+            exact = {name: [{**whole, "axis": axis}] for name, axis in _whole(onnx.load(ready)).items()}
             tools.quantize_static(
                 str(ready), str(path), Reader(), quant_format=tools.QuantFormat.QDQ, per_channel=True,
                 activation_type=tools.QuantType.QUInt8, weight_type=tools.QuantType.QInt8, reduce_range=True,
                 op_types_to_quantize=["Conv", "ConvTranspose", "Gemm", "MatMul", "Concat", "MaxPool", "Add", "Relu", "Pad", "Slice",
                                       "Reshape", "Transpose"],
+                extra_options={"TensorQuantOverrides": exact},
             )  # fmt: skip
             return onnx.load(path)
         except Exception as error:  # its exceptions have no common base
@@ -85,13 +90,24 @@ def quantize(graph: Any, calibration: Sequence[np.ndarray] | np.ndarray) -> Any:
 
 
 INT16 = 32767
+MULTIPLY = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+def _whole(graph: Any) -> dict[str, int]:
+    """Weights that keep 8 bit -> the axis of their outputs: of the first and last node that multiplies, as far as they are
+    convolutions, and of transposed convolutions, for which there are no integer kernels."""
+    constants = {each.name for each in graph.graph.initializer}
+    nodes = [node for node in graph.graph.node if node.op_type in MULTIPLY and node.input[1] in constants]
+    found = {node.input[1]: 0 for node in (*nodes[:1], *nodes[-1:]) if node.op_type == "Conv"}
+    return found | {node.input[1]: 1 for node in nodes if node.op_type == "ConvTranspose"}
 
 
 def largest_products(graph: Any) -> dict[str, int]:
-    """Node that multiplies by 8-bit weights -> the largest sum of two products that any two of an output's weights can make.
+    """Node that multiplies by signed weights -> the largest sum of two products that any two of an output's weights can make.
 
     A kernel may put any two weights beside each other, and their unsigned activations are 255 at most: so the two largest
     weights of one sign count, of each output (the channel axis of the weights), or of the whole where there is one scale.
+    Products with unsigned weights are added in 32 bit by all kernels.
     """
     from onnx import numpy_helper
 
@@ -103,9 +119,11 @@ def largest_products(graph: Any) -> dict[str, int]:
             weights[node.output[0]] = numpy_helper.to_array(arrays[node.input[0]]), axis, numpy_helper.to_array(arrays[node.input[1]]).size
     found = {}
     for node in graph.graph.node:
-        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or node.input[1] not in weights:
+        if node.op_type not in MULTIPLY or node.input[1] not in weights:
             continue
         values, axis, scales = weights[node.input[1]]
+        if values.dtype != np.int8:
+            continue
         rows = np.moveaxis(values, axis, 0).reshape(scales, -1) if scales > 1 else values.reshape(1, -1)
         ordered = np.sort(rows.astype(np.int64), axis=1)
         high, low = ordered[:, -2:].clip(min=0).sum(1).max(), ordered[:, :2].clip(max=0).sum(1).min()

@@ -317,7 +317,7 @@ def test_weights_of_eight_bit_are_found_and_refused(tmp_path, monkeypatch):
     import onnx as package
 
     found = onnx.largest_products(package.load(tmp_path / "model.onnx"))
-    assert len(found) == 3 and max(found.values()) <= onnx.INT16
+    assert len(found) == 1 and 0.9 * onnx.INT16 < max(found.values()) <= onnx.INT16  # the outermost two are unsigned
     whole = tools.quantize_static
     monkeypatch.setattr(tools, "quantize_static", lambda *given, **named: whole(*given, **(named | {"reduce_range": False})))
     (tmp_path / "again").mkdir()
