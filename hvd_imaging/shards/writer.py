@@ -14,6 +14,7 @@ from typing import Any
 import h5py
 import hdf5plugin  # noqa: F401  registers its filters, outside h5py's lock: so not in a thread, later
 import numpy as np
+from h5py import h5a, h5d, h5p, h5s, h5t
 from h5py._objects import phil
 
 from ..config import PreprocessConfig, ShardConfig, SplitConfig
@@ -160,14 +161,15 @@ def write_shard(path: Path, records: Iterable[Record], config: ShardConfig) -> S
 
 def _write_sample(samples: h5py.Group, record: Record, config: ShardConfig) -> None:
     group = samples.create_group(record.id)
-    group.attrs["sha256"] = np.bytes_(_hash(record))
-    group.attrs["label"] = np.int64(-1 if record.label is None else record.label)
-    group.attrs["spacing"] = np.asarray(record.spacing, np.float64)
-    group.attrs["affine"] = np.asarray(record.affine, np.float64)
+    _attribute(group, "sha256", np.bytes_(_hash(record)))
+    _attribute(group, "label", np.int64(-1 if record.label is None else record.label))
+    _attribute(group, "spacing", np.asarray(record.spacing, np.float64))
+    _attribute(group, "affine", np.asarray(record.affine, np.float64))
     layout = record.layout(config)
     tables = group.create_group(schema.BLOCKS)
     image = _write_array(group, tables, schema.IMAGE, record.image, layout, config.compression)
-    image.attrs["scale"], image.attrs["offset"] = np.float64(record.scale), np.float64(record.offset)
+    _attribute(image, "scale", np.float64(record.scale))
+    _attribute(image, "offset", np.float64(record.offset))
     if record.mask is not None:
         _write_array(group, tables, schema.MASK, record.mask, layout, config.compression)
         # Times of writing are left out everywhere: equal samples give equal bytes.
@@ -198,10 +200,26 @@ def _write_array(
     table = tables.create_group(name)
     columns = packed.start, packed.check, packed.head
     for key, values in zip(("start", "check", "head"), columns, strict=True):
-        table.create_dataset(key, data=values, track_times=False)
-    table.attrs["block"] = np.asarray(layout.block, np.int64)
-    table.attrs["check"] = np.int64(frames.table_check(*columns))
+        _table(table, key, values)
+    _attribute(table, "block", np.asarray(layout.block, np.int64))
+    _attribute(table, "check", np.int64(frames.table_check(*columns)))
     return dataset
+
+
+# A small image costs as much in attributes and tables as in voxels: the two below write what h5py's own ways write, in half the time.
+def _attribute(place: h5py.Group | h5py.Dataset, name: str, value: np.ndarray | np.generic) -> None:
+    array = np.asarray(value, order="C")
+    space = h5s.create_simple(array.shape) if array.shape else h5s.create(h5s.SCALAR)
+    h5a.create(place.id, name.encode(), h5t.py_create(array.dtype, logical=True), space).write(array)
+
+
+def _table(group: h5py.Group, name: str, values: np.ndarray) -> None:
+    """A data set in one piece, without times."""
+    creation = h5p.create(h5p.DATASET_CREATE)
+    creation.set_obj_track_times(False)
+    creation.set_fill_time(h5d.FILL_TIME_IFSET)
+    kind, space = h5t.py_create(values.dtype, logical=True), h5s.create_simple(values.shape)
+    h5d.create(group.id, name.encode(), kind, space, creation).write(h5s.ALL, h5s.ALL, np.ascontiguousarray(values))
 
 
 def _digest(file: Any) -> Any:

@@ -18,7 +18,7 @@ from hvd_imaging.shards import schema
 from hvd_imaging.shards.reader import ShardReader
 from hvd_imaging.shards.split import resplit
 from hvd_imaging.shards.verify import verify
-from hvd_imaging.shards.writer import Record, write_dataset, write_shard
+from hvd_imaging.shards.writer import Record, _attribute, _table, write_dataset, write_shard
 
 SHAPE = (9, 14, 11)
 
@@ -364,3 +364,22 @@ def test_a_small_lesion_is_drawn_as_often_as_an_organ():
     voxels = schema.foreground_voxels(mask)
     counts = np.bincount(mask[tuple(voxels.T)])
     assert counts[0] == 0 and counts[1] == counts[2] == (mask == 1).sum()
+
+
+def test_attributes_and_tables_are_those_that_h5py_writes(tmp_path):
+    values = {"text": np.bytes_("a" * 64), "number": np.int64(-1), "row": np.arange(3.0), "square": np.eye(4), "scale": np.float64(0.5)}
+    tables = [np.arange(6, dtype=np.uint32).reshape(3, 2), np.zeros((3, 48), np.uint8)]
+    for way in ("ours", "h5py"):
+        with h5py.File(tmp_path / way, "w", locking=False) as file:
+            group = file.create_group("a")
+            for name, value in values.items():
+                if way == "ours":
+                    _attribute(group, name, value)
+                else:
+                    group.attrs[name] = value
+            for number, table in enumerate(tables):
+                if way == "ours":
+                    _table(group, str(number), table)
+                else:
+                    group.create_dataset(str(number), data=table, track_times=False)
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "h5py").read_bytes()
