@@ -16,8 +16,9 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "paralle
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What the commands remember of exports stays out of the home of who runs the tests."""
+    """What the commands remember of exports and runs stays out of the home of who runs the tests."""
     os.environ["HVD_IMAGING_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["HVD_IMAGING_STATE"] = str(tmp_path_factory.mktemp("state"))
 
 
 @pytest.fixture(scope="session")

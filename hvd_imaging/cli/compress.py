@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import NOT_RELEASED, TRY_AGAIN
+from .options import check_signed, trust
 
 if TYPE_CHECKING:
     from ..compression.run import Result
@@ -33,10 +34,11 @@ Exit code 0: a format was released; 11: none was; 75: asked to leave, go on with
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change a key, as in limits.faster=2.")
 @click.option("--dataset", type=click.Path(path_type=Path), metavar="DIR", help="Where the run's dataset is now.  [default: where it was, or beside the run]")
 @click.option("--resume", is_flag=True, help="Go on where an earlier try has ended; begin anew where there is none.")
+@trust
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(
     run_dir: Path, recipe_file: Path, out: Path, assignments: tuple[str, ...], dataset: Path | None, resume: bool,
-    as_json: bool,
+    trusted: bool, public_key: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Make RUN_DIR's network smaller and faster, export it, and release what keeps the limits."""
     from .. import bootstrap
@@ -44,6 +46,7 @@ def command(
     from ..config import load
 
     recipe = load(Recipe, recipe_file, assignments)
+    check_signed(run_dir, public_key)
     settings = _settings(run_dir)
     os.environ.update(bootstrap.horovod_variables(settings.parallel.fusion_mb, settings.parallel.cycle_ms))
     bootstrap.prepare(settings.threads_per_rank)
@@ -57,7 +60,7 @@ def command(
     hvd = Horovod()
     with TrainingReport(hvd.world, quiet=as_json) as report:
         result = compress(
-            run_dir, recipe, out, hvd, resume, dataset, report, lambda description: counter(description, hvd.world)
+            run_dir, recipe, out, hvd, resume, dataset, report, lambda description: counter(description, hvd.world), trusted
         )
     code = TRY_AGAIN if result is None else 0 if result.released else NOT_RELEASED
     if not hvd.world.is_root:

@@ -22,6 +22,7 @@ Keep the key file secret and outside the dataset; give the .pub file to those wh
 @click.option("--new-key", is_flag=True, help="Make the key pair first: KEY-FILE and KEY-FILE.pub.")
 def sign(dataset: Path, key_file: Path, new_key: bool) -> None:
     """Sign the manifest of DATASET, and with it, by their SHA-256, all its shards: writes DATASET/manifest.sig."""
+    from .. import keys
     from ..errors import DatasetError
     from ..shards import signing
     from ..shards.manifest import SIGNATURE, load
@@ -33,6 +34,6 @@ def sign(dataset: Path, key_file: Path, new_key: bool) -> None:
     if dataset.resolve() in (key_file.resolve().parent, *key_file.resolve().parent.parents):
         raise DatasetError(f"{key_file}: a secret key must not lie in the dataset; choose another place")
     if new_key:
-        click.echo(f"public key {signing.make_key(key_file)}")
+        click.echo(f"public key {keys.make_key(key_file)}")
     signing.sign(dataset, manifest, key_file)
     click.echo(f"{dataset / SIGNATURE}: signs version {manifest.hash()[:16]}, {len(manifest.shards)} shards")

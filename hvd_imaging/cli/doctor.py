@@ -7,12 +7,15 @@ from typing import Any
 
 import click
 
+from .options import check_signed, trust
+
 
 @click.command()
 @click.option("--data", type=click.Path(path_type=Path), help="Try out the file system of this folder.")
 @click.option("--model", type=click.Path(path_type=Path), help="Compare an export's answers with those on the machine that made it.")
+@trust
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def command(data: Path | None, model: Path | None, as_json: bool) -> None:
+def command(data: Path | None, model: Path | None, trusted: bool, public_key: Path | None, as_json: bool) -> None:
     """Check the installation: versions, MPI, Horovod, speed, storage, services. Exit code 1 on an error.
 
     With --model also whether an export (hvd-imaging export, compress) answers here as where it was made.
@@ -22,7 +25,7 @@ def command(data: Path | None, model: Path | None, as_json: bool) -> None:
 
     from ..doctor import examine
 
-    findings = examine(data) + (_of_model(model) if model else [])
+    findings = examine(data) + (_of_model(model, trusted, public_key) if model else [])
     errors = sum(finding.level == "error" for finding in findings)
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=1))
@@ -40,7 +43,7 @@ def command(data: Path | None, model: Path | None, as_json: bool) -> None:
         click.get_current_context().exit(1)
 
 
-def _of_model(path: Path) -> list[Any]:
+def _of_model(path: Path, trusted: bool, public_key: Path | None) -> list[Any]:
     from .. import bootstrap
     from ..doctor import Finding
     from ..errors import HvdImagingError
@@ -49,7 +52,8 @@ def _of_model(path: Path) -> list[Any]:
 
     bootstrap.prepare()
     try:
-        predictor = open_predictor(path)
+        check_signed(path, public_key)
+        predictor = open_predictor(path, trusted=trusted)
         if predictor.kind == "run":
             mend = "give a folder that `hvd-imaging export` or `compress` wrote"
             return [Finding("model", "warning", f"{path}: a run folder, not an export: nothing to compare with", mend)]

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from .options import check_signed, trust
+
 
 @click.command(
     epilog="""\b
@@ -27,11 +29,15 @@ Writes RUN_DIR/evaluation-<split>.json, and pictures into RUN_DIR/plots.
     help="Write the report there as well; - prints it, and nothing else, to stdout.",
 )  # fmt: skip
 @click.option("--dataset", type=click.Path(path_type=Path), metavar="DIR", help="Where the run's dataset is now.  [default: where it was, or beside the run]")
+@trust
 @click.option("--plots/--no-plots", default=True, help="Draw the pictures.  [default: plots]")
-def command(run_dir: Path, split: str, json_file: Path | None, dataset: Path | None, plots: bool) -> None:
+def command(
+    run_dir: Path, split: str, json_file: Path | None, dataset: Path | None, trusted: bool, public_key: Path | None, plots: bool
+) -> None:
     """Measure the best weights of RUN_DIR on a split of its dataset, alone or on many ranks."""
     from .. import bootstrap
 
+    check_signed(run_dir, public_key)
     bootstrap.prepare()
     bootstrap.load_tensorflow()
     from ..inference.evaluate import evaluate
@@ -42,7 +48,7 @@ def command(run_dir: Path, split: str, json_file: Path | None, dataset: Path | N
     communicator = Horovod()
     world = communicator.world
     with counter("evaluate", world) as progress:
-        report = evaluate(run_dir, split, communicator, progress, draw_evaluation if plots else None, dataset)
+        report = evaluate(run_dir, split, communicator, progress, draw_evaluation if plots else None, dataset, trusted)
     if not world.is_root:
         return
     if json_file is not None and str(json_file) == "-":

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from .options import check_signed, trust
+
 # As `export.FORMATS`, which would load NumPy for a --help.
 FORMATS = ("keras", "savedmodel", "tflite", "tflite-float16", "tflite-dynamic", "tflite-int8", "onnx", "onnx-int8")
 
@@ -30,13 +32,17 @@ Released, measured models: hvd-imaging compress. Formats and runtimes: docs/edge
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--dataset", type=click.Path(path_type=Path), metavar="DIR", help="Where the run's dataset is now.  [default: where it was, or beside the run]")
 @click.option("--force", is_flag=True, help="Replace an earlier export at OUT.")
+@trust
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
-def command(run_dir: Path, kind: str, out: Path, dataset: Path | None, force: bool, as_json: bool) -> None:
+def command(
+    run_dir: Path, kind: str, out: Path, dataset: Path | None, force: bool, trusted: bool, public_key: Path | None, as_json: bool
+) -> None:
     """Turn the best weights of RUN_DIR into a model that stands alone, in the new folder OUT."""
     from .. import bootstrap
     from .console import refuse_many_ranks
 
     refuse_many_ranks("export")
+    check_signed(run_dir, public_key)
     from ..export import check_format, check_target
 
     check_format(kind)
@@ -45,7 +51,7 @@ def command(run_dir: Path, kind: str, out: Path, dataset: Path | None, force: bo
     bootstrap.load_tensorflow()
     from ..export import export_run
 
-    parity = export_run(run_dir, kind, out, force, dataset)
+    parity = export_run(run_dir, kind, out, force, dataset, trusted)
     if as_json:
         import json
 

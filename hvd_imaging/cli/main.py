@@ -39,6 +39,7 @@ COMMANDS = {
     "evaluate": "Measure a trained network on a split of its dataset.",
     "predict": "Apply a model to a series, a NIfTI file or a dataset.",
     "export": "Turn a run into a SavedModel or a TFLite model.",
+    "sign": "Sign a run or an export, so that others can tell who made it.",
     "compress": "Make a trained network smaller and faster, and judge the result.",
     "doctor": "Check the installation and say how to mend it.",
     "bench": "Measure this machine, with the peers in the same run.",

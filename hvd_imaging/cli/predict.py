@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from .options import check_signed, trust
+
 EDGE_MB = 2048
 
 
@@ -36,16 +38,18 @@ probabilities), or a folder for a dataset. Nothing found gives an empty mask.
 @click.option("--threads", type=click.IntRange(1), help="Threads to compute with [default: all cores of the process].")
 @click.option("--edge", is_flag=True, help="Refuse a model that would need TensorFlow (docs/edge.md).")
 @click.option("--unchecked", is_flag=True, help="Compute even where the model answers otherwise than at its export (docs/edge.md).")
+@trust
 @click.option("--json", "as_json", is_flag=True, help="Print the answers and the peak memory as JSON.")
 def command(
     model: Path, input: Path, out: Path, force: bool, overlap: float | None, memory_mb: int | None, threads: int | None, edge: bool,
-    unchecked: bool, as_json: bool,
+    unchecked: bool, trusted: bool, public_key: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Apply MODEL (a run or an export) to INPUT (a DICOM series folder, a NIfTI file, or a dataset) and write OUT."""
     from .. import bootstrap
     from .console import counter, refuse_many_ranks
 
     refuse_many_ranks("predict")
+    check_signed(model, public_key)
     bootstrap.prepare(threads or 0)  # for TensorFlow, should the model need it
     from ..inference import golden
     from ..inference.predict import predict
@@ -55,7 +59,7 @@ def command(
         memory_mb = EDGE_MB
     memory_bytes = None if memory_mb is None else memory_mb << 20
     with counter("predict") as progress:
-        predictor = open_predictor(model, threads or 0, edge)
+        predictor = open_predictor(model, threads or 0, edge, trusted)
         note = "" if unchecked else golden.check_once(model, predictor)
         if note:
             click.echo(f"note: {note}", err=True)

@@ -37,10 +37,11 @@ SIGTERM and SIGUSR1 mean: checkpoint, then leave with exit code 75 (go on with -
 @click.option("--dataset", type=click.Path(path_type=Path), metavar="DIR", help="Where the dataset is, instead of data.dataset; with --resume it has to be the run's.")
 @click.option("--dry-run", is_flag=True, help="Print what a rank takes of memory and which grids would fit; train nothing.")
 @click.option("--ranks", type=click.IntRange(min=1), help="--dry-run: world size (default: the ranks that were started).")
+@click.option("--trust", "trusted", is_flag=True, help="Load code that the run.yaml of somebody else's run folder names (docs/security.md).")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def command(
     config: Path, assignments: tuple[str, ...], resume: bool, run_dir: Path | None, dataset: Path | None, dry_run: bool,
-    ranks: int | None, as_json: bool,
+    ranks: int | None, trusted: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Train a network on a dataset, alone or on many ranks."""
     from .. import bootstrap
@@ -48,6 +49,7 @@ def command(
     from ..world import world_from_environment
 
     settings = load(RunConfig, config, assignments)
+    _check_code(settings, config, assignments, trusted)
     directory = run_dir or Path(settings.output.run_dir)
     settings = _with_dataset(settings, directory, resume, dataset)
     parallel, world = settings.parallel, world_from_environment()
@@ -96,6 +98,17 @@ def command(
             + f"; next: hvd-imaging evaluate {summary.directory}"
         )
     sys.exit(code)
+
+
+def _check_code(settings: RunConfig, file: Path, assignments: tuple[str, ...], trusted: bool) -> None:
+    """A run.yaml of the user's own names what is to be run; one in a run folder is what somebody else may have run."""
+    from ..models.spec import NAME
+    from ..training.layout import RECORD
+    from ..training.run import check_builder
+
+    in_a_run = any((file.parent / name).is_file() for name in (NAME, RECORD))
+    if in_a_run and not any(one.startswith("model.name=") for one in assignments):
+        check_builder(settings.model.name, file.parent, trusted)
 
 
 def _with_dataset(settings: RunConfig, directory: Path, resume: bool, given: Path | None) -> RunConfig:

@@ -43,7 +43,8 @@ def measure_models(
     """Measure models side by side.
 
     Args:
-        folders: name -> run folder or export folder, whatever `inference.predictors.open_predictor` opens.
+        folders: name -> run folder or export folder, whatever `inference.predictors.open_predictor` opens. The caller has opened each:
+            it is trusted.
         threads: key of the figure -> threads; None: {"one": 1, "all": cores of this process}.
         repeats: fresh processes for each model and number of threads.
         runs: timed calls in each of them, after a warm-up.

@@ -118,6 +118,7 @@ def compress(
     dataset: str | Path | None = None,
     report: Reporter | None = None,
     counter: Counter = lambda description: nullcontext(),
+    trusted: bool = False,
 ) -> Result | None:
     """Carry out a recipe, alone or on many ranks, and judge what comes out.
 
@@ -130,6 +131,7 @@ def compress(
         dataset: where the run's dataset is now; None: where it was, or beside the run.
         report: progress on rank 0.
         counter: makes a progress function for a description, as `cli.console.counter` does.
+        trusted: see `training.run.load_trained`.
 
     Returns:
         what was found, on every rank; None if training on was asked to leave (go on with ``resume``).
@@ -140,12 +142,12 @@ def compress(
     report = report if report is not None and hvd.world.is_root else Silent()
     out = Path(out)
     run, manifest = together(hvd, lambda: _open(run_dir, recipe, dataset))
-    model = together(hvd, lambda: load_trained(run))
+    model = together(hvd, lambda: load_trained(run, trusted))
     planned = stages(recipe)
     together(hvd, lambda: check_network(model, recipe))
     together(hvd, lambda: _claim(out, run, recipe, resume) if hvd.world.is_root else None)
     hvd.barrier()
-    context = Context(run.config, run.spec, hvd, out / "steps", report, report.message)
+    context = Context(run.config, run.spec, hvd, out / "steps", report, report.message, trusted)
 
     steps: list[dict[str, Any]] = []
     for number, stage in enumerate(planned):
@@ -165,7 +167,7 @@ def compress(
     reports: dict[str, Any] = {}
     overlays: dict[str, Any] = {}
     for name in [FLOAT, *(name for name, one in exported.items() if not one.reason)]:
-        predictor = together(hvd, partial(_predictor, name, run, out))
+        predictor = together(hvd, partial(_predictor, name, run, out, trusted))
         with counter(f"evaluate {name}") as progress:
             reports[name], overlays[name] = evaluate_with(
                 predictor, run.spec, judged_on, manifest, recipe.split, hvd, progress
@@ -174,7 +176,7 @@ def compress(
     with counter("measure") as progress:
         rows = hvd.broadcast(root_works(hvd, lambda: measure_models(folders, repeats=recipe.repeats, progress=progress)))
 
-    before = macs.totals(together(hvd, lambda: load_trained(run)))
+    before = macs.totals(together(hvd, lambda: load_trained(run, trusted)))
     after = macs.totals(model)
     reference = gate.measured(FLOAT, rows[FLOAT], reports[FLOAT], counts=asdict(before))
     candidates = [
@@ -255,8 +257,9 @@ def _keep(folder: Path, model: Any, run: Run, manifest: Manifest, hvd: Horovod) 
         checkpoint.save(inside / BEST, checkpoint.State([w.numpy() for w in model.weights], [], {"compressed": True}))
 
 
-def _predictor(name: str, run: Run, out: Path) -> Any:
-    return KerasPredictor(run.spec, load_trained(run)) if name == FLOAT else open_predictor(out / EXPORTS / name)
+def _predictor(name: str, run: Run, out: Path, trusted: bool) -> Any:
+    # The exports were written by rank 0 just now.
+    return KerasPredictor(run.spec, load_trained(run, trusted)) if name == FLOAT else open_predictor(out / EXPORTS / name, trusted=True)
 
 
 # --- exports --------------------------------------------------------------------------------------------------------

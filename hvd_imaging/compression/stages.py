@@ -87,6 +87,7 @@ class Context:
         folder: of all stages.
         report: shows training on; used on rank 0 only.
         say: one line for people, on rank 0.
+        trusted: see `models.architecture.load`.
     """
 
     config: RunConfig
@@ -95,6 +96,7 @@ class Context:
     folder: Path
     report: Reporter | None
     say: Callable[[str], None]
+    trusted: bool = False
 
 
 def carry_out(stage: Stage, model: Any, context: Context) -> tuple[Any, dict[str, Any]] | None:
@@ -112,14 +114,14 @@ def carry_out(stage: Stage, model: Any, context: Context) -> tuple[Any, dict[str
     """
     hvd, folder = context.hvd, context.folder / stage.name
     if hvd.broadcast((folder / OUTCOME).is_file()):  # rank 0 decides: a network filesystem may show others less
-        return together(hvd, lambda: (_open(folder), _read(folder / OUTCOME)))
+        return together(hvd, lambda: (_open(folder, context.trusted), _read(folder / OUTCOME)))
     start = folder / "start"
     if not hvd.broadcast(start.is_dir()):
         # Not under `together`: it holds collective calls, so a rank that fails alone ends all.
         changed, plan = CHANGES[type(stage.step)](stage, model, context)
         together(hvd, partial(_write_start, start, changed, plan) if hvd.world.is_root else lambda: None)
         hvd.barrier()
-    model, plan = together(hvd, lambda: (_open(start), _read(start / PLAN)))
+    model, plan = together(hvd, lambda: (_open(start, context.trusted), _read(start / PLAN)))
     sentence, score = plan["outcome"], None
     if stage.step.epochs:
         trained = _train(stage, model, plan, context)
@@ -292,8 +294,8 @@ def save_network(model: Any, folder: Path) -> None:
     checkpoint.save(folder / NETWORK, checkpoint.State([w.numpy() for w in model.weights], [], {}))
 
 
-def _open(folder: Path) -> Any:
-    model = architecture.load(folder)
+def _open(folder: Path, trusted: bool) -> Any:
+    model = architecture.load(folder, trusted)
     checkpoint.restore(model.weights, checkpoint.load(folder / NETWORK).weights, "weight", str(folder / NETWORK))
     return models.inference_model(model)
 

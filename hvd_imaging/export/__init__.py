@@ -74,6 +74,7 @@ def export_model(
         RunError: unknown format, a layer that does not convert (named), or missing calibration.
         SetupError: a package is missing.
     """
+    from .. import trust
     from ..files import write_json
     from ..inference import exported, golden
     from ..inference.predictors import KerasPredictor, open_predictor
@@ -98,12 +99,13 @@ def export_model(
     exported.embed(folder / MODEL_FILE[kind], spec, kind)
     spec.save(folder)
     exported.seal(folder, spec, kind)
-    trained, again = KerasPredictor(spec, model), open_predictor(folder)
+    trained, again = KerasPredictor(spec, model), open_predictor(folder, trusted=True)
     result = parity.compare(trained, again, patches, inputs, *parity.expected(kind, spec.task))
     write_json(folder / parity.NAME, result.to_json())
     if result.passed:
         golden.save(golden.make(spec, kind, trained, again, *_range(spec, patches)), folder)
     exported.seal(folder, spec, kind, again.runtime)
+    trust.remember(folder / exported.NAME)
     return result
 
 
@@ -113,7 +115,7 @@ def _range(spec: ModelSpec, patches: np.ndarray) -> tuple[float, float]:
 
 
 def export_run(
-    run_dir: str | Path, kind: str, out: str | Path, force: bool = False, dataset: str | Path | None = None
+    run_dir: str | Path, kind: str, out: str | Path, force: bool = False, dataset: str | Path | None = None, trusted: bool = False
 ) -> Parity:
     """Export the best weights of a run.
 
@@ -123,6 +125,7 @@ def export_run(
         out: folder to write; must be missing or empty.
         force: replace an earlier export there.
         dataset: where the run's dataset is now; None: where it was, or beside the run.
+        trusted: see `training.run.load_trained`.
 
     Raises:
         RunError: ``out`` is in use, ``dataset`` is another one, the run has no weights, the network does not convert, or the export disagrees with
@@ -146,7 +149,7 @@ def export_run(
     calibration = None
     if needs_calibration(kind):
         calibration = calibration_patches(where, run.spec, split=run.config.data.train_split)
-    model = load_trained(run)
+    model = load_trained(run, trusted)
     patches, inputs = parity.parity_patches(run.spec, where)
     with atomic_folder(target, replace=force) as folder:
         result = export_model(model, run.spec, kind, folder, patches, inputs, calibration)

@@ -82,6 +82,7 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     draw: Draw | None = None,
     dataset: str | Path | None = None,
+    trusted: bool = False,
 ) -> dict[str, Any]:
     """Evaluate the best weights of a run on one split of its dataset and write the report.
 
@@ -92,6 +93,7 @@ def evaluate(
         progress: called with (cases done, cases in all) of this rank.
         draw: makes the pictures on rank 0: ``draw(run_dir, report, overlays)``.
         dataset: where the run's dataset is now; None: where it was, or beside the run.
+        trusted: see `training.run.load_trained`.
 
     Raises:
         RunError, DatasetError: on all ranks alike.
@@ -103,7 +105,7 @@ def evaluate(
     run = together(communicator, lambda: located(load_run(directory), dataset))
     place = Path(run.config.data.dataset)
     manifest = together(communicator, lambda: check_dataset(manifests.load(place), run.spec, place, split))
-    predictor = together(communicator, lambda: KerasPredictor(run.spec, load_trained(run)))
+    predictor = together(communicator, lambda: KerasPredictor(run.spec, load_trained(run, trusted)))
     report, overlays = evaluate_with(
         predictor, run.spec, place, manifest, split, communicator, progress, pictures=draw is not None
     )

@@ -143,6 +143,10 @@ def check(folder: Path) -> str:
                 f"{part}: damaged or changed since its export (SHA-256 expected {expected[:12]}..., found {found[:12]}...); "
                 "copy it again, or export the run again"
             )
+    # TensorFlow reads more of a SavedModel's folder than one file: all of it has to be what was exported.
+    found_here = {item.relative_to(folder).as_posix() for item in (folder / MODEL_FILE[kind]).rglob("*") if not item.is_dir()}
+    if found_here - files.keys():
+        raise RunError(f"{folder / MODEL_FILE[kind]}: holds a file that {NAME} does not list; copy the export again, or export the run again")
     needed = (SPEC_NAME, MODEL_FILE[kind])
     for name in needed:
         if not any(listed == name or listed.startswith(f"{name}/") for listed in files):

@@ -7,21 +7,25 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import sys
+import tempfile
 import warnings
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from .. import bootstrap
+from .. import bootstrap, trust
 from ..bootstrap import native_notes_aside
 from ..errors import RunError, SetupError
 from ..models.spec import NAME as SPEC_NAME
 from ..models.spec import ModelSpec
-from . import exported
+from . import contained, exported
 from .exported import INPUT, MODEL_FILE, OUTPUT
 
 RUN_CONFIG, RUN_WEIGHTS = "run.yaml", "best.npz"
@@ -46,7 +50,7 @@ class Predictor(Protocol):
         """``(N, D, H, W, C)`` float32 -> probabilities float32: segmentation ``(N, D, H, W, K)``, else ``(N, K)``."""
 
 
-def open_predictor(path: str | Path, threads: int = 0, edge: bool = False) -> Predictor:
+def open_predictor(path: str | Path, threads: int = 0, edge: bool = False, trusted: bool = False) -> Predictor:
     """Open a run folder, a folder that `hvd-imaging export` wrote, or the model file of such a folder.
 
     Args:
@@ -54,9 +58,11 @@ def open_predictor(path: str | Path, threads: int = 0, edge: bool = False) -> Pr
         threads: of the runtime; 0: all cores that the process may use. TensorFlow takes its number from
             `bootstrap.prepare`.
         edge: refuse what would need TensorFlow.
+        trusted: open it also if it is a program, or holds one. One that this user's commands wrote on this machine is trusted.
 
     Raises:
-        RunError: no model, no trained weights, damaged, of another schema, or with ``edge`` of a format that needs TensorFlow.
+        RunError: no model, no trained weights, damaged, of another schema, with ``edge`` of a format that needs TensorFlow, or a program
+            that is not trusted.
         SetupError: the runtime is not installed.
     """
     place = Path(path)
@@ -66,11 +72,11 @@ def open_predictor(path: str | Path, threads: int = 0, edge: bool = False) -> Pr
         spec, kind = exported.read_metadata(place) if place.suffix in (".tflite", ".onnx", ".keras") else (None, "")
         if spec is None:
             raise RunError(f"{path}: not a model; expected {_EXPECTED}")
-        return _open_export(place, spec, kind, threads, edge)
+        return _open_export(place, spec, kind, threads, edge, trusted)
     if (place / RUN_CONFIG).is_file():
         if edge:
             raise _needs_tensorflow(path, "a run folder")
-        return _open_run(place)
+        return _open_run(place, trusted)
     if not (place / exported.NAME).is_file():
         if (place / SPEC_NAME).is_file():
             raise RunError(
@@ -79,7 +85,8 @@ def open_predictor(path: str | Path, threads: int = 0, edge: bool = False) -> Pr
             )
         raise RunError(f"{path}: not a model; expected {_EXPECTED}")
     kind = exported.check(place)
-    return _open_export(place / MODEL_FILE[kind], ModelSpec.load(place), kind, threads, edge)
+    trusted = trusted or trust.made_here(place / exported.NAME)
+    return _open_export(place / MODEL_FILE[kind], ModelSpec.load(place), kind, threads, edge, trusted)
 
 
 _EXPECTED = (
@@ -122,24 +129,26 @@ def _needs_tensorflow(path: Any, what: str) -> RunError:
     )
 
 
-def _open_run(folder: Path) -> Predictor:
+def _open_run(folder: Path, trusted: bool) -> Predictor:
     check_runtime("keras")
     bootstrap.load_tensorflow()
     from ..training.run import load_run, load_trained
 
     run = load_run(folder)
-    return KerasPredictor(run.spec, load_trained(run))
+    return KerasPredictor(run.spec, load_trained(run, trusted))
 
 
-def _open_export(path: Path, spec: ModelSpec, kind: str, threads: int, edge: bool) -> Predictor:
+def _open_export(path: Path, spec: ModelSpec, kind: str, threads: int, edge: bool, trusted: bool) -> Predictor:
     if edge and kind not in EDGE_FORMATS:
         raise _needs_tensorflow(path, f"format {kind}")
+    if kind == "savedmodel" and not trusted:
+        raise trust.refusal(path.parent, "a SavedModel is a program", "take another format (tflite, onnx, keras), which is none")
     check_runtime(kind)
     if kind.startswith("onnx"):
         return OnnxPredictor(spec, path, kind, threads)
     if kind.startswith("tflite"):
         return TflitePredictor(spec, path, kind, threads, edge)
-    return KerasPredictor(spec, _load_keras(path), kind) if kind == "keras" else SavedModelPredictor(spec, path)
+    return KerasPredictor(spec, load_keras(path, trusted), kind) if kind == "keras" else SavedModelPredictor(spec, path)
 
 
 def _version(package: str) -> str:
@@ -172,16 +181,51 @@ class KerasPredictor:
         return self._call(np.asarray(batch, np.float32)).numpy()
 
 
-def _load_keras(path: Path) -> Any:
+def load_keras(path: Path, trusted: bool = False) -> Any:
+    """The network of a ``.keras`` file: built from its description if that is data (`models.allowed`), with weights that are only numbers.
+
+    Args:
+        trusted: leave it to Keras where the description names what is not listed, such as layers of one's own; this can run code.
+
+    Raises:
+        RunError: damaged, or with what is not listed and not trusted.
+    """
     bootstrap.load_tensorflow()
     import tensorflow as tf
 
-    from ..models import blocks as _  # noqa: F401 - registers the package's layers
+    from ..models import architecture
+    from ..shards.plain import check_arrays
 
     try:
-        return tf.keras.models.load_model(path, compile=False)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        with tempfile.TemporaryDirectory(prefix="hvd_imaging.") as folder, zipfile.ZipFile(path) as archive:
+            described = json.loads(_member(archive, KERAS_CONFIG, path))
+            network = described["config"] if described["class_name"] == "Functional" else described
+            if not architecture.check(network, path, trusted):
+                return tf.keras.models.load_model(path, compile=False)
+            model = architecture.build(network, path)
+            weights = Path(folder) / KERAS_WEIGHTS
+            weights.write_bytes(_member(archive, KERAS_WEIGHTS, path))
+            check_arrays(weights)
+            model.load_weights(weights)
+            return model
+    except (
+        OSError, ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, RecursionError, NotImplementedError, zipfile.BadZipFile,
+        zlib.error,
+    ) as error:  # fmt: skip
         raise RunError(f"{path}: damaged Keras model, or with unknown layers ({_first_line(error)[:200]}); export the run again") from error
+
+
+KERAS_CONFIG, KERAS_WEIGHTS = "config.json", "model.weights.h5"
+"""Members of a ``.keras`` file."""
+_MOST_PACKED = 20
+
+
+def _member(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
+    """A member of a ZIP. Keras stores them as they are; one that would become many times larger than its file is refused."""
+    size, room = archive.getinfo(name).file_size, _MOST_PACKED * path.stat().st_size
+    if size > room:
+        raise ValueError(f"{name} says that it has {size} bytes, in a file of {path.stat().st_size}")
+    return archive.read(name)
 
 
 class SavedModelPredictor:
@@ -235,6 +279,7 @@ class TflitePredictor(_OneByOne):
     """
 
     def __init__(self, spec: ModelSpec, path: Path, kind: str = "tflite", threads: int = 0, edge: bool = False) -> None:
+        contained.check_tflite(path)
         interpreter = _interpreter(edge)
         super().__init__(spec, kind, _version("tensorflow" if interpreter.__module__.startswith("tensorflow") else "ai-edge-litert"))
         try:
@@ -278,6 +323,7 @@ class OnnxPredictor(_OneByOne):
         super().__init__(spec, kind, _version("onnxruntime"))
         import onnxruntime
 
+        contained.check_onnx(path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or _threads()
         options.inter_op_num_threads = 1

@@ -40,6 +40,11 @@ def builder(name: str) -> Callable[[ModelSpec], Any]:
         raise ConfigError(f"model.name: '{name}' can not be loaded ({error})") from error
 
 
+def is_foreign(name: str) -> bool:
+    """Whether ``model.name`` names code outside of `BUILDERS`. Pure."""
+    return name not in BUILDERS and ":" in name
+
+
 def build(spec: ModelSpec) -> Any:
     """The network of ``spec``, with fresh weights.
 

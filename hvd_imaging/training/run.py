@@ -15,10 +15,11 @@ from typing import Any
 
 import yaml
 
-from .. import __version__
+from .. import __version__, trust
 from ..config import RunConfig, load
 from ..errors import ConfigError, RunError
 from ..files import write_json, write_text
+from ..models.spec import NAME as SPEC_NAME
 from ..models.spec import ModelSpec
 from ..shards.manifest import Manifest
 from ..shards.manifest import save as save_manifest
@@ -85,11 +86,30 @@ def with_dataset(config: RunConfig, dataset: Path) -> RunConfig:
     return config.model_copy(update={"data": config.data.model_copy(update={"dataset": str(dataset.resolve())})})
 
 
-def load_trained(run: Run) -> Any:
-    """The network with its best weights, giving logits; see :func:`hvd_imaging.models.build`.
+def check_builder(name: str, folder: Path, trusted: bool = False) -> None:
+    """Refuse to load code that a run folder names, if neither this user trained it here nor it is trusted.
+
+    Args:
+        name: ``model.name``, as the folder says.
 
     Raises:
-        RunError: no weights yet, damaged, or of another network.
+        RunError: with the name.
+    """
+    from .. import models
+
+    if models.is_foreign(name) and not trusted and not trust.made_here(folder / SPEC_NAME):
+        raise trust.refusal(folder, f"model.name is '{name[:100]}', code that is not of hvd_imaging")
+
+
+def load_trained(run: Run, trusted: bool = False) -> Any:
+    """The network with its best weights, giving logits; see :func:`hvd_imaging.models.build`.
+
+    Args:
+        trusted: load also code that the run names (``model.name: module:function``, layers that are not known). A run that this
+            user trained on this machine is trusted.
+
+    Raises:
+        RunError: no weights yet, damaged, of another network, or code that is not trusted.
     """
     from .. import models
     from ..models import architecture
@@ -98,7 +118,11 @@ def load_trained(run: Run) -> Any:
     if not path.exists():
         raise RunError(f"{run.directory}: no {BEST}: the run has not finished an epoch yet; train it further with --resume")
     state = checkpoint.load(path)
-    model = architecture.load(run.directory) if (run.directory / architecture.NAME).exists() else models.build(run.spec)
+    if (run.directory / architecture.NAME).exists():
+        model = architecture.load(run.directory, trusted)
+    else:
+        check_builder(run.spec.model.name, run.directory, trusted)
+        model = models.build(run.spec)
     checkpoint.restore(model.weights, state.weights, "weight", str(path))
     return models.inference_model(model)
 
@@ -124,6 +148,7 @@ def claim(
     directory.mkdir(parents=True, exist_ok=True)
     save_manifest(directory, manifest)
     spec.save(directory)
+    trust.remember(directory / SPEC_NAME)
     write_json(directory / RECORD, record(spec, world, manifest.files_hash(), hosts))
     config = with_dataset(config, Path(config.data.dataset))
     write_text(directory / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))

@@ -11,7 +11,7 @@ import pytest
 from datasets import make_dataset
 from test_cli_dataset import run
 
-from hvd_imaging import errors
+from hvd_imaging import errors, keys
 from hvd_imaging.cli.dataset import command as dataset_command
 from hvd_imaging.shards import manifest as manifests
 from hvd_imaging.shards import signing
@@ -94,7 +94,7 @@ def test_a_bad_signature_is_refused(signed, harm, words):
 
 def test_another_key_is_refused(signed, tmp_path):
     dataset, public = signed
-    other = signing.make_key(tmp_path / "other.pem")
+    other = keys.make_key(tmp_path / "other.pem")
     with pytest.raises(errors.DatasetError, match="another key"):
         signing.load_signed(dataset, str(other))
     assert run(dataset_command, "sign", dataset, "--key-file", tmp_path / "other.pem").exit_code == 0
@@ -128,7 +128,7 @@ def test_keys_are_guarded(signed, tmp_path):
     assert isinstance(result.exception, errors.DatasetError) and not (dataset / "maker.pem").exists()
     os.symlink(tmp_path / "elsewhere", tmp_path / "link")
     with pytest.raises(errors.SetupError):
-        signing.make_key(tmp_path / "link")
+        keys.make_key(tmp_path / "link")
     assert not (tmp_path / "elsewhere").exists()
 
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 from click.testing import CliRunner
 from datasets import make_dataset
 
+from hvd_imaging import keys
 from hvd_imaging.cli.train import command
 from hvd_imaging.config import RunConfig, check
 from hvd_imaging.errors import ConfigError, DatasetError, RunError
@@ -107,7 +108,7 @@ def test_a_run_learns_and_leaves_what_it_should(data, tmp_path):
 
 def test_training_asks_for_the_signature(tmp_path):
     make_dataset(tmp_path / "seg")
-    public = signing.make_key(tmp_path / "maker.pem")
+    public = keys.make_key(tmp_path / "maker.pem")
     config = settings(tmp_path, data__public_key=str(public), train__max_steps=1)
     with pytest.raises(DatasetError, match="not signed"):
         train(config, tmp_path / "run", Horovod())
