@@ -119,6 +119,18 @@ class SplitConfig(Section):
     folds: typing.Annotated[int, Field(ge=0)] = Field(0, description="k-fold cross-validation: number of folds; 0: none")
     fold: typing.Annotated[int, Field(ge=0)] = Field(0, description="folds: the one that validates, from 0")
     frozen: str | None = Field(None, description="file with pseudonyms of patients, one a line: they, and nobody else, are test")
+    patient: str | None = Field(
+        None, description="regular expression whose first group in a case's name (NIfTI, NRRD) or PatientID is the patient; null: all of it"
+    )
+
+    @pydantic.field_validator("patient")
+    @classmethod
+    def _regular(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"expected a regular expression ({error})") from None
+        return value
 
     @pydantic.model_validator(mode="after")
     def _possible(self) -> SplitConfig:

@@ -81,19 +81,30 @@ def to_patient(affine: np.ndarray, shape: Triple) -> Turn:
     return Turn(order, (flips[0], flips[1], flips[2]))
 
 
-def between(affine: np.ndarray, shape: Triple, other: np.ndarray, other_shape: Triple, tolerance: float) -> Turn | None:
-    """The turn that brings the grid ``(affine, shape)`` onto another grid of the same voxels; None if there is none.
+def placed(affine: np.ndarray, shape: Triple, other: np.ndarray, tolerance: float) -> tuple[Turn, Triple] | None:
+    """Where a grid lies among the voxels of another one, which go on without end.
 
     Args:
-        tolerance: mm that corner voxels may lie apart.
+        affine, shape: of the grid.
+        other: affine of the other one.
+        tolerance: mm that voxels may lie apart.
+
+    Returns:
+        the turn that gives the grid the other's order and sense of the axes, and the other's index of its first voxel then; None if
+        its voxels are not the other's.
     """
-    corners = np.array([[*corner, 1.0] for corner in itertools.product(*((0, n) for n in other_shape))])
-    wanted = corners @ other.T
-    for order in itertools.permutations(range(3)):
-        if tuple(shape[axis] for axis in order) != tuple(other_shape):
-            continue
-        for flips in itertools.product((False, True), repeat=3):
-            turn = Turn(order, flips)  # type: ignore[arg-type]
-            if np.abs(corners @ turn.affine(affine, shape).T - wanted).max() <= tolerance:
-                return turn
-    return None
+    axes = np.round(np.linalg.solve(other, affine)[:3, :3])
+    if not (np.abs(axes).sum(axis=0) == 1).all() or not (np.abs(axes).sum(axis=1) == 1).all():
+        return None
+    d, h, w = (int(axis) for axis in np.abs(axes).argmax(axis=1))
+    turn = Turn((d, h, w), tuple(bool(sense < 0) for sense in axes.sum(axis=1)))  # type: ignore[arg-type]
+    turned = turn.affine(affine, shape)
+    first = np.round(np.linalg.solve(other, turned)[:3, 3])
+    if not (np.abs(first) < 1e6).all():
+        return None
+    there = other.astype(np.float64)
+    there[:3, 3] += other[:3, :3] @ first
+    corners = np.array([[*corner, 1.0] for corner in itertools.product(*((0, shape[axis] - 1) for axis in turn.order))])
+    if np.abs(corners @ (turned - there).T).max() > tolerance:
+        return None
+    return turn, (int(first[0]), int(first[1]), int(first[2]))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .orientation import between
+from .orientation import placed
 
 Spacing = tuple[float, float, float]
 AIR_HU = -1000.0
@@ -91,8 +91,11 @@ def same_voxels(a: Volume, b: Volume, tolerance: float = 1e-2) -> np.ndarray | N
     Returns:
         ``a.array`` turned, contiguous; None if the grids differ.
     """
-    turn = between(a.affine, a.shape, b.affine, b.shape, tolerance)
-    return None if turn is None else np.ascontiguousarray(turn.array(a.array))
+    place = placed(a.affine, a.shape, b.affine, tolerance)
+    if place is None or any(place[1]):
+        return None
+    array = np.ascontiguousarray(place[0].array(a.array))
+    return array if array.shape[:3] == b.shape else None
 
 
 def filled(array: np.ndarray, modality: str = "") -> tuple[np.ndarray, str]:

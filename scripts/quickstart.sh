@@ -48,7 +48,8 @@ run hvd-imaging phantom archive --patients 120 --seed 1
 run hvd-imaging phantom unseen --patients 1 --seed 3
 
 run mpirun -np 2 hvd-imaging ingest archive segment --task segmentation \
-  --set 'preprocess.spacing=[5,4,4]' --set preprocess.crop=body --set split.val=0.1 --set split.test=0.2
+  --set 'preprocess.spacing=[5,4,4]' --set preprocess.crop=body \
+  --set split.val=0.1 --set split.test=0.2 --set split.stratify=true
 # The middle half of each chest as one image: there the lungs lie open, and nodules are bright spots in them.
 run mpirun -np 2 hvd-imaging ingest archive classify --task classification --labels archive/labels.csv \
   --set 'preprocess.spacing=[4,3.25,3.25]' --set preprocess.crop=body \
@@ -57,9 +58,10 @@ run mpirun -np 2 hvd-imaging ingest archive classify --task classification --lab
 run hvd-imaging dataset info segment
 
 run hvd-imaging init segmentation --dataset segment -o segment.yaml
+# Small batches are many updates, and patches away from nodules show what is none: so healthy chests stay healthy.
 run mpirun -np 2 hvd-imaging train segment.yaml --run-dir runs/unet3d \
-  --set data.patches_per_volume=1 --set data.foreground=0.8 --set model.filters=8 --set model.norm=group \
-  --set train.epochs=14 --set train.learning_rate=5e-3
+  --set data.patches_per_volume=1 --set data.foreground=0.6 --set model.filters=8 --set model.norm=group \
+  --set train.epochs=20 --set train.batch_size=2 --set train.learning_rate=4e-3 --set train.validate_every=4
 run hvd-imaging init classification --dataset classify -o classify.yaml
 run mpirun -np 2 hvd-imaging train classify.yaml --run-dir runs/vgg16 \
   --set 'data.patch=[1,48,80]' --set 'data.augment.flip=[false,true,true]' \

@@ -41,6 +41,7 @@ class Report:
         repeated: samples with the voxels of another one of their own split.
         identifiers: places of known identifiers; None if none were given.
         faces: samples that show a face.
+        suspicions: volumes of two splits so alike that they may be of one patient.
         rare: combinations of modality, site and month that fewer than ``least`` patients share, with their number.
     """
 
@@ -51,10 +52,11 @@ class Report:
     rare: tuple[tuple[tuple[str, ...], int], ...]
     least: int
     faces: tuple[str, ...] = ()
+    suspicions: tuple[Leak, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """No leak and no identifier; rare combinations and faces are for people to judge."""
+        """No leak and no identifier; suspicions, rare combinations and faces are for people to judge."""
         return not self.leaks and not self.identifiers
 
 
@@ -87,12 +89,22 @@ def audit(
     found = leaks.same_patients(manifest.samples)
     exact, repeated = leaks.same_pixels(manifest.samples, {id: item.digest for id, item in prints.items()})
 
-    def compare() -> list[Leak]:
-        part = (communicator.world.rank, communicator.world.size)
-        return list(leaks.similar(manifest.samples, prints, part, frames=manifest.preprocess.projection == "none"))
+    def compare() -> tuple[list[Leak], leaks.Nearest]:
+        near: leaks.Nearest = {}
+        same = []
+        for one, two, far in leaks.compared(manifest.samples, prints, (communicator.world.rank, communicator.world.size)):
+            flat = prints[one.id].flat
+            leak = leaks.same_image(one, two, far, flat, frames=manifest.preprocess.projection == "none")
+            if leak is not None:
+                same.append(leak)
+            elif not flat and one.patient != two.patient:
+                leaks.note_near(near, one.id, two.id, far)
+        return same, near
 
     parts = communicator.gather(together(communicator, compare))
-    like = sorted((leak for part in parts for leak in part), key=lambda leak: (leak.kind != "same image", leak.samples))
+    like = sorted((leak for part, _ in parts for leak in part), key=lambda leak: (leak.kind != "same image", leak.samples))
+    volumes = [sample for sample in manifest.samples if not prints[sample.id].flat and prints[sample.id].hash.size]
+    suspicions = leaks.like_anatomy(volumes, leaks.merged(near for _, near in parts))
 
     def search() -> list[Finding] | None:
         if known is None or not communicator.world.is_root:
@@ -103,7 +115,7 @@ def audit(
     rare = rare_combinations(((sample.patient, properties(sample)) for sample in manifest.samples), least)
     return Report(
         manifest, (*found, *exact, *like), repeated, None if identifiers is None else tuple(identifiers), tuple(rare), least,
-        tuple(sorted(item.sample for item in described if item.face)),
+        tuple(sorted(item.sample for item in described if item.face)), tuple(suspicions),
     )  # fmt: skip
 
 

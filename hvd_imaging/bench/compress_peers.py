@@ -244,10 +244,10 @@ def main() -> None:
     from ..inference.evaluate import evaluate_with
     from ..inference.predictors import KerasPredictor
     from ..shards import manifest as manifests
-    from ..training.run import load_run, load_trained
+    from ..training.run import load_run, load_trained, located
     from ..world import World
 
-    run = load_run(run_dir)
+    run = located(load_run(run_dir))
     model = load_trained(run)
     batches = list(training_batches(run.config, World(), 4 if quick else PATCHES))
     manifest = manifests.load(run.config.data.dataset)

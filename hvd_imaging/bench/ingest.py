@@ -1,8 +1,9 @@
-"""`bench ingest`: from an archive of uncompressed CT to a dataset, beside what only reads the archive.
+"""`bench ingest`: from an archive of uncompressed CT to a dataset, beside what only reads the archive; and many small inputs.
 
 The peers do less: pydicom decodes one file after another, SimpleITK sorts and reads a series, dicom2nifti also writes a NIfTI
 file. Ours sorts, checks, windows, finds a stored type, compresses, hashes twice, and writes shards. All read the same made series of
 unequal lengths from a warm page cache, in processes of their own, in turn; imports are not counted. Rates are bytes of pixels.
+`ingest_small` has the small inputs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..sources.phantom import make_large_series
+from . import ingest_small
 from .processes import clean_environment, run_at_once
 from .report import Figure, Row, ratio
 
@@ -43,10 +45,12 @@ def measure(quick: bool = False, on_run: Callable[[str], None] | None = None) ->
             for system in systems if turn % 2 == 0 else systems[::-1]:
                 say(f"round {turn + 1} of {rounds}: {system}")
                 rates[system].append(round(size / 1e6 / _seconds(system, folder), 1))
-    rows = {system: _row(system, tuple(rates[system])) for system in rates}
+        rows = {system: _row(system, tuple(rates[system])) for system in rates}
+        shutil.rmtree(folder / "archive")
+        small, small_figures = ingest_small.measure(folder, quick, say)
     for peer in PEERS:
         rows.setdefault(peer, Row(_CASE, peer, "pixels", "MB/s", reason=f"not installed: {peer}"))
-    return list(rows.values()), figures(rows)
+    return [*rows.values(), *small], [*figures(rows), *small_figures]
 
 
 _CASE = f"CT, {SIDE} x {SIDE}, uncompressed"

@@ -29,9 +29,9 @@ Exit code 0: a format was released; 11: none was; 75: asked to leave, go on with
 )
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @click.option("--recipe", "recipe_file", type=click.Path(path_type=Path), required=True, help="Steps, formats and limits.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--out", "-o", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change a key, as in limits.faster=2.")
-@click.option("--dataset", type=click.Path(path_type=Path), help="Where the run's dataset is now.  [default: as trained]")
+@click.option("--dataset", type=click.Path(path_type=Path), metavar="DIR", help="Where the run's dataset is now.  [default: where it was, or beside the run]")
 @click.option("--resume", is_flag=True, help="Go on where an earlier try has ended; begin anew where there is none.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def command(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -95,19 +96,28 @@ def refuse_many_ranks(command: str) -> None:
 
 
 def listed(title: str, rows: list[tuple[str, str]], most: int = 10) -> None:
-    """A short list on stderr; what was said of several inputs is said once."""
+    """A short list on stderr; what was said of several inputs is said once, with their number."""
     if not rows:
         return
     click.echo(f"{len(rows)} {title}:", err=True)
-    said: dict[str, list[str]] = {}
-    for path, text in rows:
-        said.setdefault(text, []).append(path)
-    ordered = sorted(said.items(), key=lambda item: -len(item[1]))
-    for text, paths in ordered[:most]:
+    kinds = kinds_of(rows)
+    for text, paths in kinds[:most]:
         where = paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
         click.echo(f"  {where}: {text}", err=True)
-    if left := sum(len(paths) for _, paths in ordered[most:]):
-        click.echo(f"  and {left} of {len(ordered) - most} other kinds", err=True)
+    if left := sum(len(paths) for _, paths in kinds[most:]):
+        click.echo(f"  and {left} of {len(kinds) - most} other kinds", err=True)
+
+
+def kinds_of(rows: Sequence[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+    """(text of the first, paths) of each kind of (path, text), the most frequent first. Pure.
+
+    Texts that differ in references and numbers only are of one kind.
+    """
+    said: dict[str, tuple[str, list[str]]] = {}
+    for path, text in rows:
+        kind = re.sub(r"\d+", "0", re.sub(r"\b(file|folder)-[0-9a-f]{10}\b", r"\1", text))
+        said.setdefault(kind, (text, []))[1].append(path)
+    return sorted(said.values(), key=lambda each: -len(each[1]))
 
 
 def table_console() -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,7 +114,7 @@ Examples:
 """
 )
 @_DATASET
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="NEW", help="Folder of the new version.")
+@click.option("--out", "-o", type=click.Path(path_type=Path), required=True, metavar="NEW", help="Folder of the new version.")
 @click.option("--val", type=float, help="Share of the patients for validation (default: as it is).")
 @click.option("--test", type=float, help="Share of the patients for the final test; chooses them anew (default: they stay).")
 @click.option("--seed", type=int, help="Another seed, another split (default: as it is).")
@@ -206,6 +208,7 @@ def summarize(manifest: Manifest, dataset: Path) -> dict[str, Any]:
         "modality": sorted({sample.modality for sample in manifest.samples}),
         "samples": len(manifest.samples),
         "patients": len({sample.patient for sample in manifest.samples}),
+        "parts": dict(sorted(Counter(sample.part for sample in manifest.samples if sample.part).items(), key=_by_number)),
         "splits": splits,
         "split": manifest.split.model_dump(mode="json"),
         "shards": len(shards),
@@ -223,6 +226,11 @@ def summarize(manifest: Manifest, dataset: Path) -> dict[str, Any]:
         },
         "filesystem": _filesystem(dataset, manifest, paths),
     }
+
+
+def _by_number(item: tuple[str, int]) -> list[tuple[str, int]]:
+    """"echo 2" before "echo 10"."""
+    return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", item[0])]
 
 
 def _layout(manifest: Manifest) -> str:
@@ -265,6 +273,9 @@ def _rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("task", summary["task"]), ("classes", counts or "none"), ("samples", str(summary["samples"]))]
     for name, split in summary["splits"].items():
         rows.append((f"  {name}", f"{_counted(split['samples'], 'sample')} of {_counted(split['patients'], 'patient')}"))
+    if summary["parts"]:
+        shown = [f"{part} ({count})" for part, count in summary["parts"].items()]
+        rows.append(("parts of series", ", ".join(shown[:8]) + (f" and {len(shown) - 8} more kinds" if len(shown) > 8 else "")))
     rows += [
         ("patients", str(summary["patients"])),
         ("modality", ", ".join(name or "unknown" for name in summary["modality"])),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from ..audit.leaks import Leak
     from ..audit.run import Report
 
 _MOST = 20
@@ -34,8 +35,8 @@ def audit(dataset: Path, known: Path | None, least: int, as_json: bool) -> None:
     """Look in DATASET for leaks between its splits, and for identifiers; exit code 4 if there is one.
 
     Leaks are: the same patient, the same pixels, the same image stored otherwise (perceptual hash), or neighbouring frames of
-    a volume, in two splits. Combinations that fewer than --least patients share, and faces in head series, are told, and are no
-    reason to fail.
+    a volume, in two splits. Volumes of two splits so alike that they may be visits of one patient, combinations that fewer than
+    --least patients share, and faces in head series, are told, and are no reason to fail.
     """
     from ..audit.run import audit as run
     from ..audit.run import read_known
@@ -70,6 +71,7 @@ def _described(dataset: Path, report: Report) -> dict[str, Any]:
         "samples": len(manifest.samples),
         "passed": report.passed,
         "leaks": [dataclasses.asdict(leak) for leak in report.leaks],
+        "suspicions": [dataclasses.asdict(leak) for leak in report.suspicions],
         "repeated_in_a_split": report.repeated,
         "identifiers": None if report.identifiers is None else [dataclasses.asdict(found) for found in report.identifiers],
         "rare_combinations": [{"modality": c[0], "site": c[1], "month": c[2], "patients": n} for c, n in report.rare],
@@ -78,16 +80,27 @@ def _described(dataset: Path, report: Report) -> dict[str, Any]:
     }
 
 
+def _both(leak: Leak) -> str:
+    sides = zip(leak.samples, leak.patients, leak.splits, strict=True)
+    return " and ".join(f"{sample} of patient {patient} ({split})" for sample, patient, split in sides)
+
+
 def _say(dataset: Path, report: Report) -> None:
     for leak in report.leaks[:_MOST]:
         distance = "" if leak.distance is None else f", distance {leak.distance:g}"
-        one, two = (f"{sample} of patient {patient} ({split})" for sample, patient, split in zip(leak.samples, leak.patients, leak.splits, strict=True))
-        click.echo(f"{leak.kind}: {one} and {two}{distance}")
+        click.echo(f"{leak.kind}: {_both(leak)}{distance}")
     if len(report.leaks) > _MOST:
         click.echo(f"and {len(report.leaks) - _MOST} more leaks (--json shows all)")
     kinds = Counter(leak.kind for leak in report.leaks)
     samples = len(report.manifest.samples)
     click.echo(f"{dataset}: {samples} samples; leaks: " + (", ".join(f"{n} {kind}" for kind, n in kinds.items()) or "none found"))
+    for leak in report.suspicions[:_MOST]:
+        click.echo(f"perhaps one patient: {_both(leak)}: distance {leak.distance:g}, where other patients are {leak.usual:g} apart")
+    if report.suspicions:
+        click.echo(
+            f"{len(report.suspicions)} pairs of volumes in two splits are much more alike than patients are here: visits of one patient? Look at "
+            "them; ingest --patient tells which cases are of one patient"
+        )
     if report.repeated:
         click.echo(f"{report.repeated} samples repeat the voxels of another one of their own split")
     if report.identifiers is not None:

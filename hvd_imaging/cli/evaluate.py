@@ -26,8 +26,9 @@ Writes RUN_DIR/evaluation-<split>.json, and pictures into RUN_DIR/plots.
     "--json", "json_file", type=click.Path(path_type=Path, allow_dash=True), metavar="FILE",
     help="Write the report there as well; - prints it, and nothing else, to stdout.",
 )  # fmt: skip
+@click.option("--dataset", type=click.Path(path_type=Path), metavar="DIR", help="Where the run's dataset is now.  [default: where it was, or beside the run]")
 @click.option("--plots/--no-plots", default=True, help="Draw the pictures.  [default: plots]")
-def command(run_dir: Path, split: str, json_file: Path | None, plots: bool) -> None:
+def command(run_dir: Path, split: str, json_file: Path | None, dataset: Path | None, plots: bool) -> None:
     """Measure the best weights of RUN_DIR on a split of its dataset, alone or on many ranks."""
     from .. import bootstrap
 
@@ -41,7 +42,7 @@ def command(run_dir: Path, split: str, json_file: Path | None, plots: bool) -> N
     communicator = Horovod()
     world = communicator.world
     with counter("evaluate", world) as progress:
-        report = evaluate(run_dir, split, communicator, progress, draw_evaluation if plots else None)
+        report = evaluate(run_dir, split, communicator, progress, draw_evaluation if plots else None, dataset)
     if not world.is_root:
         return
     if json_file is not None and str(json_file) == "-":

@@ -28,7 +28,7 @@ Released, measured models: hvd-imaging compress. Formats and runtimes: docs/edge
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @click.option("--format", "kind", type=click.Choice(FORMATS), required=True, help="What to write.")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--dataset", type=click.Path(path_type=Path), help="Where the run's dataset is now, if not where it was.")
+@click.option("--dataset", type=click.Path(path_type=Path), metavar="DIR", help="Where the run's dataset is now.  [default: where it was, or beside the run]")
 @click.option("--force", is_flag=True, help="Replace an earlier export at OUT.")
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON.")
 def command(run_dir: Path, kind: str, out: Path, dataset: Path | None, force: bool, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -15,6 +16,7 @@ Examples:
   hvd-imaging ingest "https://pacs.example/dicom-web?Modality=CT&StudyDate=2020" dataset
   hvd-imaging ingest archive dataset --task classification --labels labels.csv
   hvd-imaging ingest archive dataset --set preprocess.spacing=[2,1,1] --set preprocess.crop=body
+  hvd-imaging ingest nnunet_folder dataset --patient '(genius_\\d\\d)'    genius_0800, genius_0801: visits of one patient
   mpirun -np 8 hvd-imaging ingest archive dataset
   hvd-imaging ingest archive dataset2 --parent dataset      the next version: reads what is new or changed
 \b
@@ -35,6 +37,9 @@ A killed ingest, started again with the same settings, goes on where it was.
     "--labels", type=click.Path(path_type=Path), metavar="labels.csv", help="Labels by PatientID or SeriesInstanceUID."
 )
 @click.option(
+    "--patient", metavar="REGEX", help="Which part of a case's name is the patient, as in 'sub-\\d+'; short for --set split.patient=REGEX."
+)
+@click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change a key, as in preprocess.spacing=[2,1,1]."
 )
 @click.option("--key-file", type=click.Path(path_type=Path), help="Pseudonym key (default: DATASET.key, or the parent's).")
@@ -47,6 +52,7 @@ def command(
     dataset: Path,
     task: str | None,
     labels: Path | None,
+    patient: str | None,
     assignments: tuple[str, ...],
     key_file: Path | None,
     parent: Path | None,
@@ -61,12 +67,14 @@ def command(
     from ..config import IngestConfig, load
     from ..errors import PARTIAL
 
+    if patient is not None:
+        assignments = (*assignments, f"split.patient={json.dumps(patient)}")
     config = load(IngestConfig, None, assignments)
     keep_freed_memory()
     communicator = connect()
 
     from ..ingest import QUARANTINE, ingest
-    from .console import counter, listed
+    from .console import counter, kinds_of, listed
 
     result = ingest(
         src,
@@ -83,9 +91,9 @@ def command(
         manifest = result.manifest
         counts = manifest.counts()
         patients = len({sample.patient for sample in manifest.samples})
+        aside = [(item.path, item.reason) for item in result.quarantined]
         if as_json:
             import dataclasses
-            import json
 
             value = {
                 "dataset": str(dataset),
@@ -96,6 +104,7 @@ def command(
                 "classes": list(manifest.classes),
                 "samples": counts,
                 "patients": patients,
+                "set_aside": [{"reason": text, "count": len(paths)} for text, paths in kinds_of(aside)],
                 "quarantined": [dataclasses.asdict(item) for item in result.quarantined],
                 "notes": [dataclasses.asdict(item) for item in result.notes],
             }
@@ -111,7 +120,7 @@ def command(
                 click.echo(f"since {parent}: " + ", ".join(f"{n} {name}" for name, n in manifest.version.counts.items()))
             click.echo(f"manifest {manifest.hash()}")
         listed(f"note{'s' * (len(result.notes) != 1)}", [(note.path, note.note) for note in result.notes])
-        listed("set aside", [(item.path, item.reason) for item in result.quarantined])
+        listed("set aside", aside)
         if result.quarantined:
             click.echo(f"the reasons stand in {dataset / QUARANTINE}; exit code {PARTIAL}", err=True)
         if result.quarantined or result.notes:

@@ -39,7 +39,7 @@ Examples:
 """
 )
 @click.argument("task", type=click.Choice([*STARTS, *(f"{RECIPE}{task}" for task in STARTS), "prices"]))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write here instead of to the terminal.")
+@click.option("-o", "--output", "--out", type=click.Path(path_type=Path), help="Write here instead of to the terminal.")
 @click.option("--dataset", help="The dataset folder to train on.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 def command(task: str, output: Path | None, dataset: str | None, force: bool) -> None:

@@ -20,7 +20,7 @@ the key of a dataset references are those of its ingest. Exit code 10: something
 """
 )
 @click.argument("src", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="A page (.html), or a folder: page, JSON, and a picture of each case.")
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="A page (.html), or a folder: page, JSON, and a picture of each case.")
 @click.option("--key-file", type=click.Path(path_type=Path), help="Pseudonym key (default with --out: OUT.key, made if missing).")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change a key, as in labels.consensus=union.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -42,6 +42,7 @@ def command(src: Path, out: Path | None, key_file: Path | None, assignments: tup
 
     import dataclasses
     import json
+    import re
     import secrets
 
     from ..errors import HvdImagingError, SourceError
@@ -63,8 +64,8 @@ def command(src: Path, out: Path | None, key_file: Path | None, assignments: tup
     try:
         catalog = sources.choose(sources.scan(src, task="segmentation", dicom=dicom), config.labels, redactor.label)
     except SourceError as error:
-        names = [src / rejected.path for rejected in dicom.rejected]
-        raise SourceError(redactor.text(str(error), names).replace("SRC", str(src), 1)) from None
+        raise SourceError(redactor.text_of_archive(str(error)).replace("SRC", str(src), 1)) from None
+    redactor.words = catalog.classes
     annotators = annotations.annotator_names(catalog, key)
     cases, problems = [], []
     for rejected in catalog.rejected:
@@ -72,7 +73,7 @@ def command(src: Path, out: Path | None, key_file: Path | None, assignments: tup
         problems.append((redactor.reference(path), redactor.text(rejected.reason, [path])))
     for case in progress(catalog.cases, "reading annotations", World()):
         files = [*case.image.files, *(file.path for file in case.mask)]
-        name = redactor.reference(files[0])
+        name = redactor.reference(files[0]) + (f"-{re.sub('[^0-9A-Za-z]+', '-', case.part)}" if case.part else "")
         try:
             found = annotations.examine(case, catalog, name, annotators, config.preprocess.units, draw=out is not None)
         except SourceError as error:

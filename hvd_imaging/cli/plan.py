@@ -33,7 +33,7 @@ Prices: hvd-imaging init prices -o prices.yaml.
 @click.option("--link-mbit", type=float, metavar="MBIT", help="Network between nodes.  [default: 10000]")
 @click.option("--ranks-per-node", type=int, metavar="N", help="Ranks of a node.  [default: 1]")
 @click.option("--prices", "prices_file", type=click.Path(path_type=Path), metavar="FILE", help="Price file.  [default: invented examples]")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Folder for JSON, page and picture.")
+@click.option("--out", "-o", type=click.Path(path_type=Path), metavar="DIR", help="Folder for JSON, page and picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def command(
     record: Path | None, archive: Path | None, measured: Path | None, epochs: int | None, batch: int | None, prices_file: Path | None,

@@ -14,6 +14,7 @@ EDGE_MB = 2048
     epilog="""\b
 Examples:
   hvd-imaging predict runs/unet3d series/ mask.dcm          DICOM SEG of the series
+  hvd-imaging predict runs/unet3d "series/#echo 2" mask.dcm one volume of a series of several
   hvd-imaging predict models/unet3d case.nii.gz mask.nii.gz label map on the same grid
   hvd-imaging predict runs/vgg16 series/ answer.csv         probability of each class
   hvd-imaging predict runs/unet3d dataset/ masks/           one NIfTI for each sample

@@ -24,7 +24,7 @@ Examples:
 )
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @click.option("--compare", "others", multiple=True, type=click.Path(path_type=Path), metavar="OTHER", help="Another run beside it; may be repeated.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE.html", help="Where to.  [default: RUN_DIR/report.html]")
+@click.option("--out", "-o", type=click.Path(path_type=Path), metavar="FILE.html", help="Where to.  [default: RUN_DIR/report.html]")
 @click.option("--prices", "prices_file", type=click.Path(path_type=Path), metavar="FILE", help="Price file, for the cost.")
 @click.option("--scaling", type=click.Path(path_type=Path), metavar="FILE", help="JSON of `bench scaling`, to be shown too.")
 @click.option("--card", type=click.Path(path_type=Path), metavar="DIR", help="Folder of `compress`, for its model card.  [default: RUN_DIR/compressed]")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 @click.command(
     epilog="""\b
 Examples:
+  hvd-imaging status                   all runs below runs/, and this folder if it is one
   hvd-imaging status runs/unet3d
   hvd-imaging status runs/*            several runs, a line each
   hvd-imaging status runs/unet3d --json
@@ -22,30 +23,37 @@ States: new, waiting (in the queue), starting, running, saving, ending; done, st
 stalled (some ranks wait for one that does not come), silent (no rank shows a sign of life).
 """
 )
-@click.argument("run_dirs", metavar="RUN_DIR...", type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.option("--json", "as_json", is_flag=True, help="Print it as JSON: an object, or a list for several runs.")
+@click.argument("run_dirs", metavar="[RUN_DIR]...", type=click.Path(path_type=Path), nargs=-1)
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON: an object for one RUN_DIR, else a list.")
 def command(run_dirs: tuple[Path, ...], as_json: bool) -> None:
     """Say how a run stands: its jobs in the queue, epoch, loss, speed, time left, and slow ranks."""
     from .console import refuse_many_ranks, table_console
 
     refuse_many_ranks("status")
-    from ..cluster.status import look
+    from ..cluster.status import look, runs_below
     from ..errors import RunError
 
+    one = len(run_dirs) == 1
+    run_dirs = run_dirs or tuple(runs_below(Path()))
+    if not run_dirs:
+        raise RunError(
+            "no runs below runs/, and this folder is none; name a RUN_DIR, go to the folder where `hvd-imaging train` was started, or "
+            "begin a run: `hvd-imaging train run.yaml`"
+        )
     found = []
     for directory in run_dirs:
         try:
             found.append(look(directory, jobs_of(directory)))
         except RunError:
-            if len(run_dirs) == 1:
+            if one:
                 raise  # of several, other folders are passed over: a shell's * names them all
     if as_json:
         import json
 
         values = [status.to_json() for status in found]
-        click.echo(json.dumps(values if len(run_dirs) > 1 else values[0]))
+        click.echo(json.dumps(values[0] if one else values))
         return
-    if len(run_dirs) > 1:
+    if not one:
         from rich.table import Table
 
         table = Table("run", "state", "epoch", "loss", "samples/s", "left", "job")

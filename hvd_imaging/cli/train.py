@@ -34,18 +34,22 @@ SIGTERM and SIGUSR1 mean: checkpoint, then leave with exit code 75 (go on with -
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change a key, as in train.epochs=20.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint; begin anew where there is none.")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Where the run lives (default: output.run_dir).")
+@click.option("--dataset", type=click.Path(path_type=Path), metavar="DIR", help="Where the dataset is, instead of data.dataset; with --resume it has to be the run's.")
 @click.option("--dry-run", is_flag=True, help="Print what a rank takes of memory and which grids would fit; train nothing.")
 @click.option("--ranks", type=click.IntRange(min=1), help="--dry-run: world size (default: the ranks that were started).")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def command(
-    config: Path, assignments: tuple[str, ...], resume: bool, run_dir: Path | None, dry_run: bool, ranks: int | None, as_json: bool
-) -> None:
+    config: Path, assignments: tuple[str, ...], resume: bool, run_dir: Path | None, dataset: Path | None, dry_run: bool,
+    ranks: int | None, as_json: bool,
+) -> None:  # fmt: skip
     """Train a network on a dataset, alone or on many ranks."""
     from .. import bootstrap
     from ..config import RunConfig, load
     from ..world import world_from_environment
 
     settings = load(RunConfig, config, assignments)
+    directory = run_dir or Path(settings.output.run_dir)
+    settings = _with_dataset(settings, directory, resume, dataset)
     parallel, world = settings.parallel, world_from_environment()
     if dry_run:
         _tell_memory(settings, world, ranks, as_json)
@@ -61,7 +65,6 @@ def command(
     from ..training.loop import train
 
     hvd = Horovod(grid)
-    directory = run_dir or Path(settings.output.run_dir)
     with TrainingReport(hvd.world, quiet=as_json) as report:
         if hvd.world.is_root:
             report.message(f"{threads.compute} thread{'s' * (threads.compute > 1)} a rank; run folder {directory}")
@@ -93,6 +96,18 @@ def command(
             + f"; next: hvd-imaging evaluate {summary.directory}"
         )
     sys.exit(code)
+
+
+def _with_dataset(settings: RunConfig, directory: Path, resume: bool, given: Path | None) -> RunConfig:
+    """The dataset as the user gave it; of a resumed run whose dataset has moved, where it is now."""
+    from ..shards.manifest import NAME
+    from ..training.layout import CONFIG
+    from ..training.run import load_run, located, with_dataset
+
+    missing = not (Path(settings.data.dataset) / NAME).is_file()
+    if resume and (directory / CONFIG).is_file() and (given is not None or missing):
+        return with_dataset(settings, Path(located(load_run(directory), given).config.data.dataset))
+    return settings if given is None else with_dataset(settings, given)
 
 
 def _memory(settings: RunConfig, world: World, ranks: int) -> float:

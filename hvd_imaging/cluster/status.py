@@ -88,6 +88,29 @@ def look(run_dir: Path, jobs: Mapping[str, Job] | None = None, now: float | None
     )
 
 
+RUNS, DEPTH = "runs", 3
+"""Where runs lie unless the configuration says otherwise, and how many levels below are looked at."""
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """``folder`` if it is a run, and the runs at most `DEPTH` levels below ``folder/runs``, sorted; what lies in a run is its own."""
+
+    def is_run(place: Path) -> bool:
+        return (place / CONFIG).is_file() or (place / FOLDER / SUBMITTED).is_file()
+
+    def below(place: Path, depth: int) -> list[Path]:
+        if is_run(place):
+            return [place]
+        try:
+            inside = sorted(entry for entry in place.iterdir() if entry.is_dir()) if depth else []
+        except OSError:
+            return []
+        return [run for entry in inside for run in below(entry, depth - 1)]
+
+    own = [folder] if is_run(folder) else []
+    return own + (below(folder / RUNS, DEPTH) if (folder / RUNS).is_dir() else [])
+
+
 def submissions(run_dir: Path) -> list[dict[str, Any]]:
     """Jobs of the newest submission, in the chain's order; empty without one."""
     path = run_dir / FOLDER / SUBMITTED

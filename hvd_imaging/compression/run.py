@@ -38,7 +38,7 @@ from ..parallel.horovod import Horovod
 from ..shards.manifest import Manifest
 from ..training import checkpoint
 from ..training.callbacks import Reporter, Silent
-from ..training.run import BEST, Run, claim, load_run, load_trained
+from ..training.run import BEST, Run, claim, load_run, load_trained, located
 from . import gate, macs
 from .gate import Measured
 from .measure import measure_models
@@ -127,7 +127,7 @@ def compress(
         out: folder to write; missing or empty, or with ``resume`` an unfinished compression of the same run and recipe.
         hvd: the connected ranks.
         resume: go on where an earlier try has ended; begin anew where there is none.
-        dataset: where the run's dataset is now, if not where it was.
+        dataset: where the run's dataset is now; None: where it was, or beside the run.
         report: progress on rank 0.
         counter: makes a progress function for a description, as `cli.console.counter` does.
 
@@ -221,10 +221,7 @@ def check_network(model: Any, recipe: Recipe) -> None:
 
 
 def _open(run_dir: str | Path, recipe: Recipe, dataset: str | Path | None) -> tuple[Run, Manifest]:
-    run = load_run(run_dir)
-    if dataset is not None:
-        data = run.config.data.model_copy(update={"dataset": str(dataset)})
-        run = Run(run.directory, run.config.model_copy(update={"data": data}), run.spec)
+    run = located(load_run(run_dir), dataset)
     manifest = matching_manifest(run.config.data.dataset, run.spec, run.config.data.train_split)
     check_split(manifest, run.spec, Path(run.config.data.dataset), recipe.split)
     return run, manifest

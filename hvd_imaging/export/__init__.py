@@ -5,13 +5,14 @@ The folder appears under its name only when the reloaded model has agreed with t
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import RunError, SetupError
+from ..errors import DatasetError, RunError, SetupError
 from ..inference.exported import MODEL_FILE
 from ..models.spec import ModelSpec
 
@@ -121,16 +122,16 @@ def export_run(
         kind: one of `FORMATS`.
         out: folder to write; must be missing or empty.
         force: replace an earlier export there.
-        dataset: where the run's dataset is now, if not where it was.
+        dataset: where the run's dataset is now; None: where it was, or beside the run.
 
     Raises:
-        RunError: ``out`` is in use, the run has no weights, the network does not convert, or the export disagrees with
+        RunError: ``out`` is in use, ``dataset`` is another one, the run has no weights, the network does not convert, or the export disagrees with
             the trained network; nothing is left behind.
         DatasetError: an 8-bit format, and the dataset to calibrate on is missing.
         SetupError: a package is missing.
     """
     from ..files import atomic_folder
-    from ..training.run import load_run, load_trained
+    from ..training.run import load_run, load_trained, located
     from . import parity
     from .calibration import calibration_patches
 
@@ -138,7 +139,10 @@ def export_run(
     target = Path(out)
     check_target(target, force)
     run = load_run(run_dir)
-    where = run.config.data.dataset if dataset is None else dataset
+    # A float format needs no dataset: without one it is compared on noise.
+    with contextlib.nullcontext() if dataset is not None or needs_calibration(kind) else contextlib.suppress(DatasetError):
+        run = located(run, dataset)
+    where = run.config.data.dataset
     calibration = None
     if needs_calibration(kind):
         calibration = calibration_patches(where, run.spec, split=run.config.data.train_split)

@@ -49,10 +49,13 @@ class Overlay:
         id: of the case.
         rank: "worst" or "best".
         title: figures of the case.
-        slice: index along D.
+        slice: index along D, from 0.
         image: ``(H, W)`` uint8.
         truth, prediction: ``(H, W)`` uint8 class indices; all 0 for classification.
         spacing: mm along H, W.
+        slices: of the case along D.
+        focus: class index that the slice was chosen for, 0 for none.
+        why: what the slice shows, "" where there is nothing to say.
     """
 
     id: str
@@ -63,6 +66,9 @@ class Overlay:
     truth: np.ndarray
     prediction: np.ndarray
     spacing: tuple[float, float]
+    slices: int = 1
+    focus: int = 0
+    why: str = ""
 
 
 Predict = Callable[[np.ndarray], np.ndarray]
@@ -75,6 +81,7 @@ def evaluate(
     communicator: Communicator,
     progress: Callable[[int, int], None] | None = None,
     draw: Draw | None = None,
+    dataset: str | Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate the best weights of a run on one split of its dataset and write the report.
 
@@ -84,20 +91,21 @@ def evaluate(
         communicator: the ranks; all of them return the report, rank 0 writes ``RUN_DIR/evaluation-<split>.json``.
         progress: called with (cases done, cases in all) of this rank.
         draw: makes the pictures on rank 0: ``draw(run_dir, report, overlays)``.
+        dataset: where the run's dataset is now; None: where it was, or beside the run.
 
     Raises:
         RunError, DatasetError: on all ranks alike.
     """
-    from ..training.run import load_run, load_trained
+    from ..training.run import load_run, load_trained, located
     from .predictors import KerasPredictor
 
     directory = Path(run_dir)
-    run = together(communicator, lambda: load_run(directory))
-    dataset = Path(run.config.data.dataset)
-    manifest = together(communicator, lambda: check_dataset(manifests.load(dataset), run.spec, dataset, split))
+    run = together(communicator, lambda: located(load_run(directory), dataset))
+    place = Path(run.config.data.dataset)
+    manifest = together(communicator, lambda: check_dataset(manifests.load(place), run.spec, place, split))
     predictor = together(communicator, lambda: KerasPredictor(run.spec, load_trained(run)))
     report, overlays = evaluate_with(
-        predictor, run.spec, dataset, manifest, split, communicator, progress, pictures=draw is not None
+        predictor, run.spec, place, manifest, split, communicator, progress, pictures=draw is not None
     )
 
     def write() -> None:
@@ -171,7 +179,7 @@ def evaluate_with(
     # A second round: only now is it known whose slices are wanted.
     found = {
         name: packed
-        for part in communicator.gather({name: slices[name] for name, _ in chosen if name in slices})
+        for part in communicator.gather({name: slices[name][rank] for name, rank in chosen if name in slices})
         for name, packed in part.items()
     }
     by_id = {row["id"]: row for row in rows}
@@ -192,15 +200,21 @@ def _case(
             "probabilities": [float(p) for p in probabilities],
         }
         plane = image.shape[0] // 2
-        empty = np.zeros(image.shape[1:3], np.uint8)
-        return row, _pack(image, empty, empty, plane, sample)
+        empty = np.zeros(image.shape[:3], np.uint8)
+        shown = _pack(image, empty, empty, plane, sample)
+        shown["slice"] = min(max(center_start(sample.shape, spec.patch)[0] + plane, 0), sample.shape[0] - 1)
+        return row, {"worst": shown, "best": shown}
     image, truth = reader.read_whole(sample)
     if truth is None:
         raise DatasetError(f"{reader.dataset}: sample {sample.id} has no mask; ingest again with --task segmentation")
     labels = sliding_window(predict, image, spec.patch, len(spec.classes), mode="labels")
     row = {"id": sample.id, **segmentation_figures(truth, labels, sample.spacing, spec.classes)}
-    plane = best_plane(truth, labels)
-    return row, _pack(image, truth[plane], labels[plane], plane, sample)
+    focus = failing_class(truth, labels, list(row["dice"].values()))
+    plane = failing_plane(truth, labels, focus)
+    return row, {
+        "worst": _pack(image, truth, labels, plane, sample, focus, why(truth, labels, plane, focus, spec.classes, row["dice"])),
+        "best": _pack(image, truth, labels, best_plane(truth, labels), sample),
+    }
 
 
 def segmentation_figures(
@@ -230,6 +244,47 @@ def best_plane(truth: np.ndarray, labels: np.ndarray) -> int:
         if area.any():
             return int(area.argmax())
     return truth.shape[0] // 2
+
+
+def failing_class(truth: np.ndarray, labels: np.ndarray, dice: Sequence[float | None]) -> int:
+    """The class of the lowest Dice, of equals the one with the most wrong voxels; 0 if no class has a value.
+
+    Args:
+        truth, labels: ``(D, H, W)`` class indices.
+        dice: of the classes 1, 2, ...; None where a class is in neither.
+    """
+    known = [(value, -_wrong(truth, labels, k).sum(), k) for k, value in enumerate(dice, 1) if value is not None]
+    return min(known)[2] if known else 0
+
+
+def failing_plane(truth: np.ndarray, labels: np.ndarray, focus: int) -> int:
+    """The slice with the most voxels of class ``focus`` that are missing or too many; without any, `best_plane` of it."""
+    area = _wrong(truth, labels, focus).sum((1, 2))
+    if focus and area.any():
+        return int(area.argmax())
+    return best_plane(truth == focus, labels == focus) if focus else best_plane(truth, labels)
+
+
+def why(
+    truth: np.ndarray, labels: np.ndarray, plane: int, focus: int, classes: Sequence[str], dice: Mapping[str, float | None]
+) -> str:
+    """What a slice that `failing_plane` has chosen shows, for its caption."""
+    value = dice[classes[focus]] if focus else None
+    if value is None:
+        return "nothing marked, nothing found"
+    name, a, b = f"'{classes[focus]}'", truth == focus, labels == focus
+    if value == 1:
+        return f"{name}: no voxel is wrong"
+    missing, extra = int((a & ~b)[plane].sum()), int((b & ~a)[plane].sum())
+    if not b.any():
+        return f"{name} missed: {missing} voxels here"
+    if not a.any():
+        return f"{name} invented: {extra} voxels here"
+    return f"{name}, Dice {value:.3f}: here {missing} missing, {extra} too many"
+
+
+def _wrong(truth: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    return np.asarray((truth == k) != (labels == k))
 
 
 def summarize(rows: Sequence[dict[str, Any]], spec: ModelSpec, split: str, dataset_hash: str) -> dict[str, Any]:
@@ -325,13 +380,16 @@ def _mean_known(values: Sequence[float | None]) -> float | None:
 
 
 def _pack(
-    image: np.ndarray, truth: np.ndarray, labels: np.ndarray, plane: int, sample: Sample
+    image: np.ndarray, truth: np.ndarray, labels: np.ndarray, plane: int, sample: Sample, focus: int = 0, why: str = ""
 ) -> dict[str, Any]:
     """One slice as what JSON can hold, so that it can travel between ranks."""
     grey = np.round(np.clip(image[plane, ..., 0], 0, 1) * 255).astype(np.uint8)
-    stack = np.stack([grey, truth.astype(np.uint8), labels.astype(np.uint8)])
+    stack = np.stack([grey, truth[plane].astype(np.uint8), labels[plane].astype(np.uint8)])
     return {
         "slice": plane,
+        "slices": sample.shape[0],
+        "focus": focus,
+        "why": why,
         "shape": list(stack.shape),
         "spacing": list(sample.spacing[1:]),
         "data": base64.b64encode(stack.tobytes()).decode(),
@@ -351,4 +409,6 @@ def _overlay(
         score = case_score(row, spec.task)
         title = "Dice -" if score is None else f"Dice {score:.3f}"
     h, w = packed["spacing"]
-    return Overlay(row["id"], rank, title, packed["slice"], stack[0], stack[1], stack[2], (h, w))
+    return Overlay(
+        row["id"], rank, title, packed["slice"], stack[0], stack[1], stack[2], (h, w), packed["slices"], packed["focus"], packed["why"]
+    )

@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import csv
 import io
+import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,8 +34,9 @@ from ..models.spec import ModelSpec
 from ..preprocess.pipeline import preprocess
 from ..shards import manifest as manifests
 from ..shards.reader import ShardReader
-from ..sources.dicom import read_series, scan_dicom
-from ..sources.nifti import is_nifti_name, read_nifti, write_nifti
+from ..sources.dicom import SeriesFiles, read_series, scan_dicom
+from ..sources.elements import walk
+from ..sources.nifti import is_nifti_name, read_nifti, stem, write_nifti
 from ..volume import Volume
 from .predictors import Predictor
 from .sliding import MEMORY_BYTES, Shape3, center_patch, sliding_window
@@ -103,6 +105,8 @@ def predict(
     """
     source, target, spec = Path(source), Path(out), predictor.spec
     kind = input_kind(source)
+    if kind == "dicom":
+        refuse_volumes(source, spec)
     form = output_kind(target, spec, kind)
     check_target(target, form, force)
     overlap = spec.overlap if overlap is None else overlap
@@ -140,6 +144,9 @@ def input_kind(source: Path) -> InputKind:
     Raises:
         SourceError: nothing there, or a file that is not NIfTI by name.
     """
+    source, part = folder_and_part(source)
+    if part:
+        return "dicom"
     if not source.exists():
         raise SourceError(f"{source}: no such file or folder; expected {_INPUTS}")
     if source.is_dir():
@@ -147,6 +154,34 @@ def input_kind(source: Path) -> InputKind:
     if is_nifti_name(source):
         return "nifti"
     raise SourceError(f"{source}: expected {_INPUTS}; found another file (for DICOM give the folder of the series)")
+
+
+def folder_and_part(source: Path) -> tuple[Path, str]:
+    """INPUT as the folder of a series and the volume of it that is meant: ``FOLDER#echo 2``; else (INPUT, "")."""
+    folder, separator, part = str(source).rpartition("#")
+    if not separator or source.exists() or not Path(folder).is_dir():
+        return source, ""
+    return Path(folder), part.strip()
+
+
+def refuse_volumes(folder: Path, spec: ModelSpec) -> None:
+    """Say how a folder of NIfTI files is predicted, before anything else about it is said.
+
+    Raises:
+        SourceError: the folder holds NIfTI files, and no DICOM series.
+    """
+    volumes = [path for path in walk(folder) if is_nifti_name(path)]
+    if not volumes or scan_dicom(folder).series:
+        return
+    first = volumes[0]
+    suffix = first.name[len(stem(first)) :]
+    answer = f'"$(basename "$f" {suffix})".' + ("csv" if spec.task == "classification" else "nii.gz")
+    loop = f"for f in {shlex.quote(str(first.parent))}/*{suffix}; do hvd-imaging predict MODEL \"$f\" OUT/{answer}; done"
+    raise SourceError(
+        f"{folder}: {len(volumes)} NIfTI or NRRD files, expected one file, or the folder of one DICOM series; for all of them: "
+        f"mkdir OUT; {loop}"
+        + (f" (each file with the model's {spec.channels} channels as its last axis)" if spec.channels > 1 else "")
+    )
 
 
 _INPUTS = "a folder with one DICOM series, a NIfTI file (.nii, .nii.gz), or a dataset folder (manifest.json)"
@@ -213,7 +248,9 @@ def _answers(
         yield from _dataset_answers(predictor, source, overlap, memory_bytes, progress)
         return
     spec = predictor.spec
-    volume = read_nifti(source, source.parent) if kind == "nifti" else read_only_series(source, spec.preprocess.units)
+    volume = (
+        read_nifti(source, source.parent) if kind == "nifti" else read_only_series(*folder_and_part(source), spec.preprocess.units)
+    )
     if form == "dcm":
         from .dicom_seg import check_source
 
@@ -241,13 +278,18 @@ def _dataset_answers(
                 progress(done + 1, len(manifest.samples))
 
 
-def read_only_series(folder: Path, units: Literal["hu", "stored"] = "hu") -> Volume:
+def read_only_series(folder: Path, part: str = "", units: Literal["hu", "stored"] = "hu") -> Volume:
     """The one DICOM image series below ``folder``, in the units that the model was trained on.
+
+    Args:
+        part: which volume is meant, if the series holds several.
 
     Raises:
         SourceError: none, several, or one that can not be read.
     """
     scan = scan_dicom(folder)
+    if part or len({series.uid for series in scan.series}) < len(scan.series):
+        scan = replace(scan, series=_only_part(folder, part, scan.series))
     if len(scan.series) == 1:
         if scan.rejected:
             # A file of the series itself may be among them: a mask of half a patient must not pass for a whole one.
@@ -261,12 +303,35 @@ def read_only_series(folder: Path, units: Literal["hu", "stored"] = "hu") -> Vol
         why = f"; {scan.rejected[0].path}: {scan.rejected[0].reason}" if scan.rejected else ""
         raise SourceError(f"{folder}: no DICOM image series in this folder or below ({scan.skipped} other files){why}")
     shown = ", ".join(
-        f"{Path(series.files[0]).parent.relative_to(folder).as_posix()} ({series.modality or 'unknown'}, {len(series.files)} files)"
+        f"{Path(series.files[0]).parent.relative_to(folder).as_posix()} ({', '.join(filter(None, _about(series)))})"
         for series in scan.series[:4]
     )
     more = ", ..." if len(scan.series) > 4 else ""
     raise SourceError(
         f"{folder}: expected one DICOM series, found {len(scan.series)}: {shown}{more}; give the folder of one series"
+    )
+
+
+def _about(series: SeriesFiles) -> tuple[str, ...]:
+    return series.part, series.modality or "unknown", f"{len(series.files)} file{'s' * (len(series.files) != 1)}"
+
+
+def _only_part(folder: Path, part: str, series: tuple[SeriesFiles, ...]) -> tuple[SeriesFiles, ...]:
+    """The volumes that are called so; all of several series, if none is asked for, for the caller to refuse.
+
+    Raises:
+        SourceError: a series of several volumes, and it is not told which, or there is none of this name.
+    """
+    found = tuple(each for each in series if each.part == part) if part else series
+    if found and (part or len({each.uid for each in series}) > 1):
+        return found
+    names = [each.part for each in series if each.part]
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    if part:
+        raise SourceError(f"{folder}: no volume '{part}' in this series, expected one of: {shown or 'it holds one only, so give the folder alone'}")
+    raise SourceError(
+        f"{folder}: expected one volume, found a series of {len(series)}: {shown}; say which one as '{folder}#{names[0]}', or ingest the folder "
+        "with --task unlabelled and give the dataset, which answers for all"
     )
 
 

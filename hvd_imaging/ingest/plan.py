@@ -199,7 +199,7 @@ def compose(
     if old is None:
         splits = assign(people, split, frozen)
     else:
-        known = {sample.patient: sample.split for sample in old.samples}
+        known = earlier_splits(old, samples.values())
         refuse_mixed_rules(old.split, split)
         frozen = {*frozen, *(patient for patient, name in known.items() if name == "test")}
         splits = assign(people, split, frozen, known if old.split == split else None)
@@ -230,6 +230,39 @@ def compose(
         samples=tuple(sample.model_copy(update={"split": splits[sample.patient]}) for sample in samples.values()),
         shards=tuple(shard for shard in old.shards if shard.name in shared) if old is not None else (),
         version=versions.record("ingest", old, parameters, counts, key),
+    )
+
+
+def earlier_splits(old: Manifest, samples: Iterable[Sample]) -> dict[str, str]:
+    """Patient -> split in the parent. Pure.
+
+    Who is a patient may have changed (`split.patient`, a table, a corrected PatientID), so samples are followed as well. Where a
+    patient's samples were in several splits, all go to test, else to validation: what was tested is never learned from.
+    """
+    where = _where(old, samples)
+    return {patient: next(split for split in ("test", "val", "train") if split in found) for patient, found in where.items()}
+
+
+def _where(old: Manifest, samples: Iterable[Sample]) -> dict[str, set[str]]:
+    """The splits of the parent in which each patient of old and of the samples stands."""
+    where: dict[str, set[str]] = {}
+    for sample in old.samples:
+        where.setdefault(sample.patient, set()).add(sample.split)
+    by_id = {sample.id: sample.split for sample in old.samples}
+    for sample in samples:
+        if sample.id in by_id:
+            where.setdefault(sample.patient, set()).add(by_id[sample.id])
+    return where
+
+
+def regrouped(old: Manifest, samples: Iterable[Sample]) -> tuple[str, ...]:
+    """A note on patients whose samples were in several splits of the parent. Pure."""
+    divided = sum(len(found) > 1 for found in _where(old, samples).values())
+    if not divided:
+        return ()
+    return (
+        f"{divided} patient{'s' * (divided > 1)} had samples in several splits of the parent, where other patients were told apart: all go to "
+        "test if one was there, else to validation; `dataset split --test SHARE` chooses test patients anew",
     )
 
 

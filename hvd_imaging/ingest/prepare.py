@@ -35,6 +35,8 @@ from .workspace import Workspace
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _LEAST_SLICES = 8
 """A surface needs some."""
+READING = 2
+"""To be raised when readers give other voxels or masks for the same files: then a next version reads them again."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +69,18 @@ def stage(index: int, job: Job, workspace: Workspace, redactor: Redactor) -> Sta
     files = files_of(case)
     path, folder = redactor.reference(files[0]), redactor.folder(files[0].parent)
     origin = origin_of(case, job)
+    patient = pseudonym(job.key, "patient", case.patient_id)
     known = job.before.by_origin.get(origin) if job.before is not None else None
-    if known is not None:
+    if known is not None and known.patient == patient:
         return Staged(index, path, folder, sample=known, bytes=stored_bytes(known), kept=True)
     found = workspace.find(origin)
-    if found is not None:
+    if found is not None and found.sample is not None and found.sample.patient == patient:
         return dataclasses.replace(found, index=index, path=path, folder=folder)
     try:
         record, notes = prepare(case, job)
     except SourceError as error:
         # The file stands in its own field: a reader's message that begins with it need not say it twice.
-        reason = redactor.text(str(error), files).removeprefix(f"{path}: ")
+        reason = redactor.text(str(error), files).removeprefix(f"{path}: ") + (f" ({case.part})" if case.part else "")
         return Staged(index, path, folder, reason=reason)
     record = dataclasses.replace(record.stored(job.config.shards), origin=origin)
     sample = describe(record, max(len(job.catalog.classes), 1), "", job.config.shards)
@@ -125,6 +128,7 @@ def prepare(case: Case, job: Job) -> tuple[Record, tuple[str, ...]]:
         geometry=volume.geometry,
         site=site,
         date=date,
+        part=case.part,
     )
     return record, tuple(volume.notes)
 
@@ -204,8 +208,9 @@ def origin_of(case: Case, job: Job) -> str:
         job.config.shards.dtype,
         job.config.shards.max_error,
         manifests.SCHEMA,
+        READING,
         # Two parts of one series have the same files.
-        getattr(case.image, "part", ""),
+        case.part,
     ]
     text = json.dumps(parts, separators=(",", ":"), sort_keys=True)
     return hmac.new(job.key, b"origin\0" + text.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:32]
@@ -239,7 +244,7 @@ def load(sample: manifests.Sample, workspace: Workspace) -> Record:
     Raises:
         DatasetError: another rank's work can not be read here.
     """
-    image, mask = workspace.arrays(sample.origin, sample.class_voxels is not None)
+    image, mask = workspace.arrays(sample)
     return _record(sample, image, mask)
 
 
@@ -276,4 +281,5 @@ def _record(sample: manifests.Sample, image: np.ndarray, mask: np.ndarray | None
         date=sample.date,
         origin=sample.origin,
         sha256=sample.sha256,
+        part=sample.part,
     )

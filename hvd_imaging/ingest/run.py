@@ -27,12 +27,13 @@ from ..shards.manifest import Manifest, Sample, ShardFile, Storage
 from ..shards.reader import ShardReader
 from ..shards.split import read_frozen
 from ..shards.writer import Record, publish, refuse_existing, settle, write_shard
-from ..sources import archives
+from ..sources import archives, patients
 from ..sources import catalog as sources
 from ..sources.archives import Opened
 from ..sources.catalog import Catalog
 from ..sources.dicom import DicomScan, Rejected
 from . import prepare
+from .classes import refuse_one_class
 from .parent import check_key, key_mark, key_place
 from .plan import (
     Before,
@@ -45,6 +46,7 @@ from .plan import (
     inherit,
     refuse_minority,
     refuse_repeated,
+    regrouped,
     resolve_all,
 )
 from .prepare import Job, image_bytes, stage
@@ -183,6 +185,7 @@ def _build(
         return found
 
     catalog: Catalog = communicator.broadcast(together(communicator, find))
+    redactor.words = catalog.classes
     settings = resolve_all(config.preprocess, [case.modality for case in catalog.cases])
     job = Job(src, catalog, key, config, settings, before)
     sizes = {index: image_bytes(case) for index, case in enumerate(catalog.cases)} if world.is_root else {}
@@ -204,7 +207,10 @@ def _build(
     quarantined += [Quarantined(redactor.reference(item.path), item.reason) for item in refused]
     quarantined += [Quarantined(item.path, item.reason) for item in staged if item.sample is None]
     notes = [Note(item.folder, note) for item in staged for note in item.notes]
+    notes += [Note(redactor.reference(src / item.path), item.reason) for item in catalog.remarks]  # they name no files
     notes += [Note(".", note) for note in catalog.notes]
+    if before is not None:
+        notes += [Note(".", note) for note in regrouped(before.manifest, [item.sample for item in staged if item.sample is not None])]
     for known in communicator.gather(redactor.known):
         redactor.add(known)
     files = key_path.with_name(f"{dataset.name}.files.json")
@@ -212,6 +218,7 @@ def _build(
     def told() -> Manifest:
         if world.is_root:
             redactor.save(files)
+        refuse_one_class(staged, catalog)
         return compose(staged, catalog, settings, config, quarantined, before, frozen, key_mark(key))
 
     manifest = together(communicator, told)
@@ -304,8 +311,8 @@ def _catalog(
     try:
         found = sources.scan(src, None if labels_csv is None else Path(labels_csv), task, dicom=dicom)
         found = sources.choose(found, config.labels, redactor.label)
+        found = patients.assign(found, config.split.patient, src)
         check_config(found, config)
     except SourceError as error:
-        names = [src / rejected.path for rejected in dicom.rejected]
-        raise SourceError(redactor.text(str(error), names).replace("SRC", redactor.shown, 1)) from None
+        raise SourceError(redactor.text_of_archive(str(error)).replace("SRC", redactor.shown, 1)) from None
     return found

@@ -6,10 +6,12 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -18,6 +20,10 @@ from ..shards import schema
 from ..shards.manifest import Sample
 from ..shards.writer import Record
 from .plan import Staged
+
+_CASE = ".case"  # length of the description (JSON), the description, then the bytes of image and mask
+_LENGTH = 8
+_MAP = 1 << 22  # bytes: making a map takes longer than reading less than these
 
 
 class Workspace:
@@ -63,62 +69,80 @@ class Workspace:
 
     def prepared(self) -> int:
         """How many cases stand ready."""
-        return sum(1 for _ in self.staging.glob("*.json")) if self.staging.is_dir() else 0
+        return sum(1 for _ in self.staging.glob(f"*{_CASE}")) if self.staging.is_dir() else 0
 
     def find(self, origin: str) -> Staged | None:
         """A case that was prepared before, whole."""
         try:
-            plain = json.loads((self.staging / f"{origin}.json").read_text(encoding="utf-8"))
+            with open(self._place(origin), "rb") as file:
+                plain = json.loads(file.read(int.from_bytes(file.read(_LENGTH), "little")))
             sample = Sample.model_validate(plain.pop("sample"))
             staged = Staged(**{**plain, "notes": tuple(plain["notes"]), "sample": sample})
-            image, mask = self._load(origin, sample.class_voxels is not None)
-        except (OSError, ValueError, TypeError, KeyError):
+            image, mask = self._load(sample, origin)
+        except (OSError, ValueError, TypeError, KeyError, OverflowError, MemoryError):
             return None
         whole = schema.content_hash(image, mask, sample.label, sample.scale, sample.offset) == sample.sha256
         return staged if whole else None
 
     def keep(self, origin: str, staged: Staged, record: Record) -> None:
-        """Store a prepared case; the description comes last and makes it count.
+        """Store a prepared case in one file, which takes its name when it is whole.
 
         Raises:
             DatasetError: full disk, no permission.
         """
         assert staged.sample is not None
         plain = {**dataclasses.asdict(dataclasses.replace(staged, sample=None)), "sample": staged.sample.model_dump(mode="json")}
+        text = json.dumps(plain).encode()
+        part = self._place(origin).with_suffix(".part")
         try:
-            _save(self.staging / f"{origin}.image.npy", record.image)
-            if record.mask is not None:
-                _save(self.staging / f"{origin}.mask.npy", record.mask)
-            part = self.staging / f"{origin}.part"
-            part.write_text(json.dumps(plain), encoding="utf-8")
+            with open(part, "wb") as file:
+                file.write(len(text).to_bytes(_LENGTH, "little") + text + bytes(_begin(len(text)) - _LENGTH - len(text)))
+                for array in (record.image, record.mask):
+                    if array is not None:
+                        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
             # Not synced: after a power failure `find` sees that a file is not whole.
-            os.replace(part, self.staging / f"{origin}.json")
+            os.replace(part, self._place(origin))
         except OSError as error:
             raise DatasetError(
                 f"{self.folder}: can not be written ({error.strerror}); check space and permissions"
             ) from error
 
-    def arrays(self, origin: str, has_mask: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    def arrays(self, sample: Sample) -> tuple[np.ndarray, np.ndarray | None]:
         """Image and mask of a prepared case.
 
         Raises:
             DatasetError: they can not be read here.
         """
         try:
-            return self._load(origin, has_mask)
+            return self._load(sample, sample.origin)
         except (OSError, ValueError) as error:
             raise DatasetError(
                 f"{self.folder}: a prepared sample can not be read on this rank ({type(error).__name__}); "
                 "DATASET must lie on a filesystem that all ranks share"
             ) from error
 
-    def _load(self, origin: str, has_mask: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        image = np.load(self.staging / f"{origin}.image.npy", mmap_mode="r", allow_pickle=False)
-        mask = np.load(self.staging / f"{origin}.mask.npy", mmap_mode="r", allow_pickle=False) if has_mask else None
-        # As plain arrays: taking parts of NumPy's own class of maps is slow.
-        return np.asarray(image), None if mask is None else np.asarray(mask)
+    def _place(self, origin: str) -> Path:
+        return self.staging / f"{origin}{_CASE}"
+
+    def _load(self, sample: Sample, origin: str) -> tuple[np.ndarray, np.ndarray | None]:
+        with open(self._place(origin), "rb") as file:
+            begin = _begin(int.from_bytes(file.read(_LENGTH), "little"))
+            image, end = _read(file, begin, sample.shape, sample.dtype)
+            if sample.class_voxels is None:
+                return image, None
+            return image, _read(file, end, sample.shape[:3], "uint8")[0]
 
 
-def _save(path: Path, array: np.ndarray) -> None:
-    with open(path, "wb") as file:
-        np.save(file, array, allow_pickle=False)
+def _begin(length: int) -> int:
+    """Where the image begins, after a description of so many bytes."""
+    return _LENGTH + length + 63 & ~63
+
+
+def _read(file: BinaryIO, begin: int, shape: tuple[int, ...], dtype: str) -> tuple[np.ndarray, int]:
+    """An array that stands at ``begin``, and where it ends."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size > _MAP:
+        # As a plain array: taking parts of NumPy's own class of maps is slow.
+        return np.asarray(np.memmap(file, dtype, "r", begin, shape)), begin + size
+    file.seek(begin)
+    return np.frombuffer(file.read(size), dtype).reshape(shape), begin + size

@@ -25,6 +25,17 @@ class Part:
 WHOLE = Part(1.0, lambda tensor, name: tensor)
 
 
+def kind_for(task: str, kind: str) -> str:
+    """The loss that a network of this task learns by: classification has no Dice."""
+    return "ce" if task == "classification" else kind
+
+
+def title(kind: str, weighted: bool) -> str:
+    """What people call the loss ``kind``."""
+    name = {"ce": "cross-entropy", "dice": "soft Dice loss", "dice_ce": "soft Dice loss + cross-entropy"}[kind]
+    return name + " (classes weighted)" * (weighted and kind != "dice")
+
+
 def cross_entropy(labels, logits, class_weights, part: Part = WHOLE):
     """Weighted cross-entropy, averaged over a sample's voxels.
 

@@ -11,13 +11,13 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path, PurePosixPath
 
 from . import vocabulary
 
 LEAST = 2
-"""Folder names shorter than this stay in messages: a single letter names nobody, and replacing it garbles every word."""
+"""Names shorter than this stay in messages: a single letter names nobody, and replacing it garbles every word."""
 
 
 class Redactor:
@@ -35,6 +35,8 @@ class Redactor:
         self.shown = shown or str(root)
         self.known: dict[str, str] = {}
         """Every reference given so far -> path relative to the root; what `save` writes."""
+        self.words: Collection[str] = ()
+        """Names that the dataset shows anyway, as those of its classes."""
 
     def relative(self, path: str | os.PathLike[str]) -> str:
         """The path relative to the root, with slashes; relative paths are taken as they are."""
@@ -59,35 +61,64 @@ class Redactor:
             self.known[shown] = name
         return shown
 
-    def text(self, message: str, paths: Iterable[str | os.PathLike[str]]) -> str:
-        """The message with every mention of these files replaced by their references.
+    def text(
+        self, message: str, paths: Iterable[str | os.PathLike[str]], folders: Iterable[str | os.PathLike[str]] = ()
+    ) -> str:
+        """The message without the names of these files, of these folders and those above, UIDs and dates.
 
-        Replaced are the whole path, the path below the root, the name, the name without its endings, each folder
-        above the file up to the root, and the root's own place.
+        Replaced, wherever they stand: the whole path, the path below the root, the name, the name without one or all of its
+        endings and without the number of a channel, each folder above the file up to the root, and the root's own place. Of
+        these, words of our own messages (`vocabulary.MESSAGES`), small numbers and `words` say nothing about a patient, and
+        stand in most messages for themselves: they are replaced only where they are a whole path before the first colon.
         """
         found: dict[str, str] = {}
+        above: dict[str, None] = {}
+        begin = ""
         for path in paths:
             relative = self.relative(path)
             reference = self.reference(relative)
             whole = [str(self._root / relative), os.path.abspath(self._root / relative), relative, os.fspath(path)]
-            name = relative.rpartition("/")[2]
-            for mention in (*whole, name, name.partition(".")[0]):
+            for mention in (*whole, *_names(relative.rpartition("/")[2])):
                 found.setdefault(mention, reference)
-            parts = relative.split("/")[:-1]
-            for depth in range(len(parts), 0, -1):
-                folder = "/".join(parts[:depth])
-                for mention in (str(self._root / folder), os.path.abspath(self._root / folder), folder, parts[depth - 1]):
+            if self._is_ordinary(relative) and message.startswith(f"{relative}: "):
+                begin, message = reference, message[len(relative) :]
+            above |= dict.fromkeys(map(str, PurePosixPath(relative).parents))
+        for path in folders:
+            relative = self.relative(path)
+            above |= dict.fromkeys([relative, *map(str, PurePosixPath(relative).parents)])
+        for folder in above:
+            if folder not in (".", "/"):
+                for mention in (str(self._root / folder), os.path.abspath(self._root / folder), folder, folder.rpartition("/")[2]):
                     found.setdefault(mention, self._refer("folder", folder))
         for place in (os.path.abspath(self._root), str(self._root)):
             found.setdefault(place, "SRC")
         # Messages may carry a name as repr() writes it.
         found.update({repr(mention)[1:-1]: reference for mention, reference in list(found.items())})
-        mentions = [m for m in found if len(m) >= LEAST and m not in ("..", "/") and not _is_small_number(m)]
-        if not mentions:
-            return message
+        mentions = sorted((m for m in found if m in message and not self._is_ordinary(m)), key=len, reverse=True)
         # The longest first, in one pass: a reference is never searched again.
-        pattern = "|".join(re.escape(m) for m in sorted(mentions, key=len, reverse=True))
-        return re.sub(rf"(?<![A-Za-z0-9])(?:{pattern})(?![A-Za-z0-9])", lambda match: found[match[0]], message)
+        pattern = "|".join([*map(_bounded, mentions), *_PATTERNS.values()])
+
+        def instead(match: re.Match[str]) -> str:
+            return found[match[0]] if match[0] in found else next(what for what in _PATTERNS if match[what])
+
+        return begin + re.sub(pattern, instead, message)
+
+    def text_of_archive(self, message: str) -> str:
+        """`text` for a message that may name any file below the root. It looks through the folder: for what ends a command."""
+        paths, around = [], []
+        for folder, folders, names in os.walk(self._root):
+            paths += [Path(folder) / name for name in names if any(short in message or repr(short)[1:-1] in message for short in _names(name))]
+            around += [Path(folder) / name for name in folders if name in message or repr(name)[1:-1] in message]
+        return self.text(message, paths, around)
+
+    def _is_ordinary(self, mention: str) -> bool:
+        return (
+            len(mention) < LEAST
+            or mention in ("..", "/", "SRC")
+            or mention in vocabulary.MESSAGES
+            or mention in self.words
+            or re.fullmatch(r"\d{1,3}(\.\d{1,3})?", mention) is not None
+        )
 
     def add(self, known: Mapping[str, str]) -> None:
         """Take over the ``known`` of another rank's redactor."""
@@ -116,6 +147,21 @@ class Redactor:
         return f"{kind}-{code}"
 
 
-def _is_small_number(text: str) -> bool:
-    """Counts and sizes in messages look like the folders 1, 2, 30 that many archives have."""
-    return text.isdigit() and len(text) < 4
+_PATTERNS = {
+    # Those that the standard itself gives out (PS3.6 Annex A) name syntaxes and classes.
+    "UID": r"(?P<UID>(?<![\w.])(?!1\.2\.840\.10008\.)(?:\d+(?:\.\d+){5,}|2\.25\.\d{6,})(?![\w]))",
+    "DATE": r"(?P<DATE>(?<!\d)(?:19|20)\d\d(?P<dash>-?)(?:0[1-9]|1[0-2])(?P=dash)(?:0[1-9]|[12]\d|3[01])(?:\d{2,6})?(?!\d))",
+}
+
+
+def _names(name: str) -> list[str]:
+    """What a message may call a file: its name, and the name without endings, and without nnU-Net's number of a channel."""
+    dots = [at for at, letter in enumerate(name) if letter == "." and at]
+    shorter = [name[:at] for at in reversed(dots)]
+    return list(dict.fromkeys([name, *shorter, *(re.sub(r"_\d{4}$", "", short) for short in (name, *shorter))]))
+
+
+def _bounded(mention: str) -> str:
+    """A pattern of the mention, not as a part of a longer word."""
+    before, after = ("(?<![A-Za-z0-9])" if mention[0].isalnum() else ""), ("(?![A-Za-z0-9])" if mention[-1].isalnum() else "")
+    return f"{before}{re.escape(mention)}{after}"

@@ -61,6 +61,27 @@ _VENDORS = (
     "CARESTREAM", "HOLOGIC", "SAMSUNG", "MINDRAY", "UIH", "SHIMADZU", "ELSCINT", "MARCONI", "PICKER", "KONICA MINOLTA",
     "ACUSON", "ESAOTE", "ZIEHM", "NEUSOFT", "VARIAN", "ELEKTA", "ACCURAY", "BRUKER", "ALOKA", "LORAD", "FISCHER", "SECTRA",
 )  # fmt: skip
+_MESSAGES = """
+the of not is or in its be can no and that it are to this with another one for as without an from than at has by again what none
+out was were which same each have than more all other into only if so but between below above before after most them they
+expected found read missing missing given made left used taken kept written ordered moved set sets cut known unknown named
+file files folder folders name names path dataset datasets data archive source sources input inputs output outputs info
+image images imagesTr imagesTs labelsTr labelsTs img imgs mask masks label labels seg segs segmentation segmentations
+annotation annotations annotator annotators class classes case cases series study studies scan scans volume volumes
+slice slices frame frames voxel voxels pixel pixels value values number numbers shape spacing size sizes type types
+affine axis axes origin direction directions orientation position positions geometry dimension dimensions channel channels
+header headers region regions contour contours segment segments structure structures object objects instance instances
+train training val validation test split splits version versions task background foreground subject subjects patient
+patients session sessions sample samples record records shard shards manifest key keys table list row rows column columns
+intensity modality resolution unit units stack plane planes space gap distance grid mosaic tiles window crop truncated
+damaged supported compressed encoding whole empty text raw bytes nifti dicom nrrd json csv zip tar mr ct pt us hu mm ms
+DICOM DICOMDIR NIfTI NRRD SEG RTSTRUCT RT JSON CSV ZIP TAR XML CT MR PT PET US CR DX MG NM XA HU UID UIDs IMAGE IMAGES MASK
+MASKS LABEL LABELS DATA STUDY SERIES PatientID SeriesInstanceUID SOPInstanceUID PixelSpacing SliceThickness
+"""
+
+MESSAGES = frozenset(_MESSAGES.split())
+"""Words of our own messages that people also call files by, as they stand there. What is rather a name of people is not one of them."""
+
 SCHEMES = frozenset({"DCM", "SCT", "SRT", "99SDM", "SNM3", "UCUM", "RADLEX", "LN", "FMA", "NCIt", "IBSI", "MDC", "UMLS"})
 
 

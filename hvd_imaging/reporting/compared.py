@@ -10,6 +10,7 @@ from typing import Any
 from ..cluster.judge import clock
 from ..monitoring.record import summary
 from .charts import line_chart, number
+from .curves import loss_title, points
 from .page import BROKEN, Section, Table, figure_row
 from .runfiles import RunFiles, flat
 
@@ -59,7 +60,7 @@ def comparison(runs: Sequence[RunFiles]) -> Section:
         row("state", lambda run: run.status.state), row("ranks", lambda run: run.status.ranks or "-"),
         row("steps", lambda run: "-" if run.status.step is None else run.status.step), row("time in epochs", spent),
         row("samples/s", lambda run: number(speed) if (speed := steady_speed(run)) else "-"),
-        row("loss, last epoch", lambda run: last(run, "loss")), row("validation Dice, last", lambda run: last(run, "val_dice")),
+        row("training loss, last epoch", lambda run: last(run, "loss")), row("validation Dice, last", lambda run: last(run, "val_dice")),
         row("validation accuracy, last", lambda run: last(run, "val_accuracy")), row("evaluation", score), row("energy, Wh", energy),
         row("peak memory of a rank, GiB", peak), row("restarts", lambda run: max(run.status.starts - 1, 0)),
         row("weights, SHA-256", weights), row("dataset", lambda run: str(run.record.get("dataset_hash", "-"))[:12]),
@@ -69,10 +70,11 @@ def comparison(runs: Sequence[RunFiles]) -> Section:
     unlike = [[key, *(json.dumps(flat(run.config).get(key)) for run in runs)] for key in names if len({json.dumps(flat(run.config).get(key)) for run in runs}) > 1]
     if unlike:
         tables.append(Table(["key", *head[1:]], unlike, "Settings that differ"))
-    charts = [
-        (title, line_chart({_name(run): [(e["epoch"] + 1, float(e[key])) for e in run.epochs if isinstance(e.get(key), int | float)] for run in runs}, "epoch", label))
-        for title, key, label in (("Loss", "loss", "loss"), ("Validation", "val_dice", "Dice"), ("Validation", "val_accuracy", "accuracy"))
-    ]  # fmt: skip
+    # Losses of different kinds say nothing beside each other.
+    kinds = dict.fromkeys(loss_title(run.epochs) for run in runs)
+    wanted = [(f"Training loss: {kind}" if kind else "Training loss", "loss", "loss", [run for run in runs if loss_title(run.epochs) == kind]) for kind in kinds]
+    wanted += [("Validation", "val_dice", "Dice", [*runs]), ("Validation", "val_accuracy", "accuracy", [*runs])]
+    charts = [(title, line_chart({_name(run): points(run.epochs, key) for run in some}, "epoch", label)) for title, key, label, some in wanted]
     chart, table = _speeds(runs)
     if table is not None:
         charts.append(("Speed over ranks", chart))

@@ -6,6 +6,7 @@ All functions draw from plain values and write atomically. One colour means one 
 from __future__ import annotations
 
 import contextlib
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import numpy as np
 
 from ..files import atomic_path
 from ..inference import statistics as stats
+from .curves import loss_panels, points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,6 +27,9 @@ INK, MUTED, GRID = "#22262b", "#6b7480", "#e3e6ea"
 TRUTH, PREDICTION = "#2fd44a", "#ff3df2"
 CLASS_COLOURS = ("#4c78a8", "#e4572e", "#3a9d5d", "#a05195", "#d9a404", "#3ca3b8", "#8c6d4f", "#7f7f7f")
 FOLDER = "plots"
+_THIN = 0.6
+_LETTERS = 58
+"""That fit above a picture."""
 
 _STYLE = {
     "font.family": "sans-serif",
@@ -105,38 +110,35 @@ def draw_evaluation(run_dir: Path, report: Mapping[str, Any], overlays: Sequence
 def learning_curves(epochs: Sequence[Mapping[str, Any]], path: Path) -> Path:
     """Loss, validation score and learning rate over epochs; ``epochs`` are the "epoch" events, ordered."""
     score = "dice" if any("val_dice" in event for event in epochs) else "accuracy"
-    panels: list[tuple[str, list[tuple[str, str, str]]]] = [
-        ("Loss", [("loss", "training", TRAIN), ("val_loss", "validation", VAL)]),
-        (
-            "Dice" if score == "dice" else "Accuracy",
-            [(score, "training", TRAIN), (f"val_{score}", "validation", VAL)],
-        ),
-        ("Learning rate", [("learning_rate", "", MUTED)]),
+    scores = {"training": points(epochs, score), "validation": points(epochs, f"val_{score}")}
+    losses = loss_panels(epochs) or [("Loss", {})]
+    panels = [
+        *losses,
+        ("Dice" if score == "dice" else "Accuracy", {name: values for name, values in scores.items() if values}),
+        ("Learning rate", {"": points(epochs, "learning_rate")}),
     ]
-    with _figure(path, 12, 3.6) as figure:
-        axes = figure.subplots(1, 3)
-        for ax, (title, series) in zip(axes, panels, strict=True):
-            lines = 0
-            for key, label, colour in series:
-                points = [(e["epoch"] + 1, e[key]) for e in epochs if _is_number(e.get(key))]
-                if not points:
-                    continue
-                x, y = zip(*points, strict=True)
+    with _figure(path, 4 * len(panels), 3.6) as figure:
+        axes = figure.subplots(1, len(panels))
+        for ax, (title, lines) in zip(axes, panels, strict=True):
+            for name, values in lines.items():
+                colour = VAL if name.startswith("validation") else TRAIN if name else MUTED
                 # Few points, or points with gaps between them, are marked: a line alone would hide them.
-                ax.plot(x, y, color=colour, label=label, marker="o" if len(points) <= 30 else "", markersize=4)
-                lines += bool(label)
+                marker = "o" if len(values) <= 30 else ""
+                if values:
+                    ax.plot(*zip(*values, strict=True), color=colour, label=name, marker=marker, markersize=4)
             ax.set_title(title)
             ax.set_xlabel("epoch")
             ax.xaxis.get_major_locator().set_params(integer=True)
-            if lines:
+            if any(lines):
                 ax.legend()
-        axes[1].set_ylim(-0.02, 1.02)
-        axes[2].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes[2].set_ylim(bottom=0)
+        scored = axes[len(losses)]
+        scored.set_ylim(-0.02, 1.02)
+        axes[-1].yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes[-1].set_ylim(bottom=0)
         best = [e["epoch"] + 1 for e in epochs if e.get("best")]
         if best:
-            axes[1].axvline(best[-1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
-            axes[1].annotate(
+            scored.axvline(best[-1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
+            scored.annotate(
                 f"best: epoch {best[-1]}",
                 (best[-1], 0.02),
                 xytext=(-6 if best[-1] > len(epochs) / 2 else 6, 0),
@@ -223,14 +225,15 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], path: Path, unit: str)
 def overlay_sheet(overlays: Sequence[Overlay], classes: Sequence[str], task: str, path: Path) -> Path:
     """The worst cases above the best: image in grey, truth outlined green, prediction magenta (and dashed).
 
-    Pixels are shown in their true proportion in mm. Outlines of several classes share the two colours.
+    Pixels are shown in their true proportion in mm. Outlines of several classes share the two colours; where a slice was chosen
+    for one class, the others are thin.
     """
     rows = [part for rank in ("worst", "best") if (part := [o for o in overlays if o.rank == rank])]
     columns = max(map(len, rows))
     extents = [(o.image.shape[0] * o.spacing[0], o.image.shape[1] * o.spacing[1]) for o in overlays]
     ratio = float(np.median([h / w for h, w in extents]))
     width = 4.2
-    height = float(np.clip(width * ratio, 1.8, 7.5)) + 0.75
+    height = float(np.clip(width * ratio, 1.8, 7.5)) + 0.4 + 0.175 * max(len(caption(overlay)) for overlay in overlays)
     with _figure(path, max(width * columns, 5.2), height * len(rows) + 0.35) as figure:
         grid = figure.subplots(len(rows), columns, squeeze=False)
         for line, group in zip(grid, rows, strict=True):
@@ -241,14 +244,13 @@ def overlay_sheet(overlays: Sequence[Overlay], classes: Sequence[str], task: str
         if task == "segmentation":
             from matplotlib.lines import Line2D
 
-            figure.legend(
-                handles=[
-                    Line2D([], [], color=TRUTH, linewidth=2.5, label="truth"),
-                    Line2D([], [], color=PREDICTION, linewidth=2.5, linestyle=(0, (3, 1.5)), label="prediction"),
-                ],
-                loc="outside lower center",
-                ncols=2,
-            )
+            handles = [
+                Line2D([], [], color=TRUTH, linewidth=2.5, label="truth"),
+                Line2D([], [], color=PREDICTION, linewidth=2.5, linestyle=(0, (3, 1.5)), label="prediction"),
+            ]
+            if len(classes) > 2 and any(overlay.focus for overlay in overlays):
+                handles.append(Line2D([], [], color=MUTED, linewidth=_THIN, label="thin: classes that the caption does not name"))
+            figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return path
 
 
@@ -260,15 +262,19 @@ def _overlay(ax: Any, overlay: Overlay) -> None:
     masks = ((overlay.truth, TRUTH, "solid", 1.8), (overlay.prediction, PREDICTION, (0, (3, 1.5)), 1.4))
     for mask, colour, style, line in masks:
         for k in np.unique(mask[mask > 0]):
+            thick = line if overlay.focus in (0, k) else _THIN
             for xs, ys in outlines(mask == k):
-                ax.plot(xs, ys, color=colour, linewidth=line, linestyle=style, solid_joinstyle="miter")
+                ax.plot(xs, ys, color=colour, linewidth=thick, linestyle=style, solid_joinstyle="miter")
     height, width = overlay.image.shape
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    ax.set_title(
-        f"{overlay.rank.capitalize()}: {overlay.title}\ncase {overlay.id[:8]}, slice {overlay.slice}",
-        fontsize=9.5,
-        fontweight="normal",
-    )
+    ax.set_title("\n".join(caption(overlay)), fontsize=9.5, fontweight="normal")
+
+
+def caption(overlay: Overlay) -> list[str]:
+    """The lines above a picture: figures, case, which slice along which axis, and the class that it was chosen for."""
+    place = "its only slice" if overlay.slices == 1 else f"slice {overlay.slice} of 0 to {overlay.slices - 1} along D"
+    texts = (f"{overlay.rank.capitalize()}: {overlay.title}", f"case {overlay.id[:8]}, {place}", overlay.why)
+    return [line for text in texts for line in textwrap.wrap(text, _LETTERS)]
 
 
 def outlines(mask: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -302,10 +308,6 @@ def outlines(mask: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         corners = np.array(line, float) - 0.5
         lines.append((corners[:, 1], corners[:, 0]))
     return lines
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and np.isfinite(value)
 
 
 def draw_scaling(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

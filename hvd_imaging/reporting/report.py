@@ -14,6 +14,7 @@ from ..monitoring.record import Use, summary
 from ..planning.prices import Prices, run_cost
 from .charts import bundle, line_chart, number, stacked_bars, timeline
 from .compared import comparison, scaling_section
+from .curves import loss_panels, loss_title
 from .page import BROKEN, Page, Section, Table, figure_row, html
 from .runfiles import RunFiles, flat, gather, read_scaling
 
@@ -91,10 +92,12 @@ def _learning(run: RunFiles) -> Section | None:
     if best:
         name = next((name for name in ("val_dice", "val_accuracy", "val_loss") if name in best[-1]), "loss")
         text.append(f"Best epoch {best[-1]['epoch'] + 1}: {name} {number(float(best[-1][name]))}.")
+    if loss_title(run.epochs) and any("val_dice" in event for event in run.epochs):
+        text.append("Both losses are the same quantity, of different images: training's of patches as they were drawn, augmented; validation's of whole cases.")
     if starts:
         text.append("Dotted vertical lines: the run was started again.")
     charts = [
-        ("Loss", line_chart(series("loss", "val_loss"), "epoch", "loss", marks=starts, points=len(run.epochs) <= 30)),
+        *((title, line_chart(lines, "epoch", "loss", marks=starts, points=len(run.epochs) <= 30)) for title, lines in loss_panels(run.epochs)),
         ("Validation", line_chart(series("accuracy", "val_dice", "val_accuracy"), "epoch", "share", marks=starts, points=len(run.epochs) <= 30)),
         ("Learning rate", line_chart(series("learning_rate"), "epoch", "rate", True)),
         ("Speed", line_chart(series("samples_per_second"), "epoch", "samples/s", True, starts)),

@@ -8,9 +8,10 @@ file and are read in one piece.
 
 from __future__ import annotations
 
-import itertools
+import bisect
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 Triple = tuple[int, int, int]
@@ -52,11 +53,11 @@ def expected_amplification(block: Sequence[int], patch: Sequence[int], shape: Se
     A run of p voxels touches (p + b - 1) / b blocks of b voxels on average. Along an axis that the patch covers whole, all n
     voxels are read, and what fills up the last block.
     """
+    return math.prod(_along(p, b, max(n, 1)) for p, b, n in zip(patch, block, shape[:3], strict=True))
 
-    def along(p: int, b: int, n: int) -> float:
-        return math.ceil(n / b) * b / n if p >= n else (p + b - 1) / p
 
-    return math.prod(along(p, b, max(n, 1)) for p, b, n in zip(patch, block, shape[:3], strict=True))
+def _along(p: int, b: int, n: int) -> float:
+    return math.ceil(n / b) * b / n if p >= n else (p + b - 1) / p
 
 
 def plan_layout(
@@ -66,39 +67,67 @@ def plan_layout(
 
     Of the blocks whose `expected_amplification` stays within `AMPLIFICATION`, at most 32 KiB: those of the largest slices where
     each has to be decoded, those with the longest rows where rows are only copied. A block divides the patch, so that an aligned
-    patch reads nothing else.
+    patch reads nothing else; an axis that the patch covers and more is cut into equal parts.
 
     Args:
         patch: (d, h, w) that will be read; longer than the volume: the volume's side counts.
         voxel_bytes: of all channels.
         chunk: by hand; then only the slices of a block are chosen.
     """
-    depth = max(shape[0], 1)
+    depth, height, width = (max(int(n), 1) for n in shape[:3])
+    return _planned((depth, height, width), patch, voxel_bytes, compressed, chunk)
+
+
+@functools.lru_cache(maxsize=4096)
+def _planned(shape: Triple, patch: Triple, voxel_bytes: int, compressed: bool, chunk: Triple | None) -> Layout:
+    depth = shape[0]
     if chunk is not None:
-        d, h, w = (min(c, max(n, 1)) for c, n in zip(chunk, shape[:3], strict=True))
+        d, h, w = (min(c, n) for c, n in zip(chunk, shape, strict=True))
         fits = [b for b in _divisors(d) if b * h * w * voxel_bytes <= _BLOCK_BYTES and d // b <= _BLOCKS]
         return Layout((d, h, w), (max(fits, default=d), h, w))
-    choices = [
-        [b for b in _divisors(p) if b <= max(n, 1)] if p <= max(n, 1) else list(range(1, n + 1))
-        for p, n in zip(patch, shape[:3], strict=True)
-    ]
-    allowed = [
-        (d, h, w)
-        for d, h, w in itertools.product(*choices)
-        if d * h * w * voxel_bytes <= _BLOCK_BYTES and expected_amplification((d, h, w), patch, shape) <= AMPLIFICATION
-    ]
+    block = _best_block(shape, patch, voxel_bytes, compressed)
+    count = min(CHUNK_BYTES // (math.prod(block) * voxel_bytes), _BLOCKS, math.ceil(depth / block[0]))
+    # As few chunks as that along the depth, all of one length.
+    columns = math.ceil(depth / (max(count, 1) * block[0]))
+    count = math.ceil(math.ceil(depth / columns) / block[0])
+    return Layout((count * block[0], block[1], block[2]), block)
+
+
+def lengths(p: int, n: int) -> list[int]:
+    """Lengths of a block worth a thought along an axis of n voxels of which a patch covers p, rising.
+
+    Where it covers all, k blocks are read whole, so of all lengths that make k blocks the shortest is the best: it fills up
+    least, in the file and in each read.
+    """
+    return _divisors(p) if p <= n else _parts(n)
+
+
+def _best_block(shape: Triple, patch: Triple, voxel_bytes: int, compressed: bool) -> Triple:
+    """The block of the greatest worth that fits, of all `lengths`, without a look at most of them.
+
+    One slice costs nothing along the depth (its factor is 1), so a height and a width fit if they fit with one slice. Worth
+    grows with the height before it grows with the depth: for each width the greatest height, then the greatest depth.
+    """
+    depths, heights, widths = (lengths(p, n) for p, n in zip(patch, shape, strict=True))
+    factors = [{b: _along(p, b, n) for b in axis} for p, n, axis in zip(patch, shape, (depths, heights, widths), strict=True)]
+    most = _BLOCK_BYTES // voxel_bytes
 
     def worth(block: Triple) -> tuple[int, ...]:
         d, h, w = block
         row = min(w, _ROW)
         return (h * row, w <= _ROW, w, d) if compressed else (row, w <= _ROW, h, d)
 
-    block = max(allowed, key=worth)
-    count = min(CHUNK_BYTES // (math.prod(block) * voxel_bytes), _BLOCKS, math.ceil(depth / block[0]))
-    # As few chunks as that along the depth, all of one length.
-    columns = math.ceil(depth / (max(count, 1) * block[0]))
-    count = math.ceil(math.ceil(depth / columns) / block[0])
-    return Layout((count * block[0], block[1], block[2]), block)
+    def down(axis: list[int], limit: int) -> Iterator[int]:
+        return (axis[i] for i in range(bisect.bisect_right(axis, limit) - 1, -1, -1))
+
+    best: Triple = (1, 1, 1)
+    for w in widths:
+        h = next((h for h in down(heights, most // w) if factors[1][h] * factors[2][w] <= AMPLIFICATION), 0)
+        if h:
+            # In the order of `expected_amplification`, which rounds alike.
+            d = next(d for d in down(depths, most // (h * w)) if factors[0][d] * factors[1][h] * factors[2][w] <= AMPLIFICATION)
+            best = max(best, (d, h, w), key=worth)
+    return best
 
 
 def explain(layout: Layout, patch: Triple, shape: Sequence[int]) -> str:
@@ -114,4 +143,13 @@ def _cross(sides: Sequence[int]) -> str:
 
 
 def _divisors(n: int) -> list[int]:
-    return [b for b in range(1, n + 1) if n % b == 0]
+    small = [b for b in range(1, math.isqrt(n) + 1) if n % b == 0]
+    return sorted({*small, *(n // b for b in small)})
+
+
+def _parts(n: int) -> list[int]:
+    """The shortest parts that cut n into 1, 2, ... n of one length, the last one filled up; rising."""
+    found = [n]
+    while found[-1] > 1:
+        found.append(-(-n // -(-n // (found[-1] - 1))))
+    return found[::-1]

@@ -26,6 +26,7 @@ _HEADER = 32  # of a Blosc2 chunk, bytes (README_CHUNK_FORMAT of C-Blosc2)
 _MEMCPYED = 0x02
 # Of the frame (README_CFRAME_FORMAT): where its length and the bytes of its chunks stand, and the shortest header.
 FRAME_SIZE, FRAME_CHUNKS, _FRAME_HEADER = 16, 39, 87
+_FIRST = 3  # frames: what it costs to learn the header is two of them
 CODECS = ("lz4", "zstd")
 LEVEL = {"lz4": 5, "zstd": 3}
 
@@ -53,7 +54,8 @@ def places(array: np.ndarray, layout: Layout) -> list[tuple[int, ...]]:
 
 def chunk_at(array: np.ndarray, layout: Layout, place: tuple[int, ...]) -> np.ndarray:
     """The chunk that begins at ``place``, in C order; past the volume's end come zeros."""
-    part = array[tuple(slice(a, a + n) for a, n in zip(place, layout.chunk, strict=False))]
+    (z, y, x), (d, h, w) = place[:3], layout.chunk
+    part = array[z : z + d, y : y + h, x : x + w]
     if part.shape[:3] != layout.chunk:
         whole = np.zeros((*layout.chunk, *array.shape[3:]), array.dtype)
         whole[tuple(slice(0, n) for n in part.shape)] = part
@@ -66,7 +68,7 @@ def pack(chunk: np.ndarray, layout: Layout, compression: str) -> Frame:
     count = layout.blocks
     if compression == "none":
         data = chunk.tobytes()
-        start = (np.arange(count + 1) * (len(data) // count)).astype(np.uint32)
+        start = _even(count, len(data) // count)
         return Frame(data, start, block_checks(data, start), np.zeros(HEAD, np.uint8))
     data, inner, at = way(layout, compression, chunk.dtype, chunk.shape).frame(chunk)
     head = np.zeros(HEAD, np.uint8)
@@ -81,6 +83,14 @@ def pack(chunk: np.ndarray, layout: Layout, compression: str) -> Frame:
             raise AssertionError("Blosc2 wrote the blocks in another order")
         start = (at + np.append(starts, len(inner))).astype(np.uint32)
     return Frame(data, start, block_checks(data, start), head)
+
+
+@functools.lru_cache(maxsize=64)
+def _even(count: int, size: int) -> np.ndarray:
+    """First bytes of blocks of one size, and the end."""
+    start = (np.arange(count + 1) * size).astype(np.uint32)
+    start.flags.writeable = False
+    return start
 
 
 def block_checks(data: bytes, start: np.ndarray) -> np.ndarray:
@@ -113,7 +123,8 @@ class _Way:
     """Makes the frames of equal chunks. Blosc2's own writer sets up a compressor for each, ten times the work of compressing.
 
     A frame of one chunk is a header with two sizes in it, the chunk, and an end that is always the same. Header and end are
-    taken from a frame that Blosc2 made, and proven on a second one; where they do not fit, Blosc2 makes every frame.
+    taken from a frame that Blosc2 made, and proven on a second one; where they do not fit, Blosc2 makes every frame. The first
+    frames come from Blosc2 anyway: arrays of a size that is met once have one chunk or two.
     """
 
     def __init__(self, layout: Layout, codec: str, dtype: np.dtype, shape: tuple[int, ...]):
@@ -130,25 +141,34 @@ class _Way:
             "typesize": dtype.itemsize,
             "blocksize": size // layout.blocks,
         }
-        self.parts: tuple[bytes, bytes] | None = None  # header and end of a frame; None: Blosc2 makes other ones
-        steps = np.arange(size, dtype=np.uint8)
-        trial, proof = (np.ascontiguousarray(steps // n).view(dtype).reshape(shape) for n in (1, 7))
+        self._dtype, self._shape = dtype, shape
+        self._made = 0
+
+    @functools.cached_property
+    def parts(self) -> tuple[bytes, bytes] | None:
+        """Header and end of a frame; None: Blosc2 makes other ones."""
+        steps = np.arange(self._chunk_bytes, dtype=np.uint8)
+        trial, proof = (np.ascontiguousarray(steps // n).view(self._dtype).reshape(self._shape) for n in (1, 7))
         frame, inner, at = self._whole(trial)
-        if at >= _FRAME_HEADER:
-            self.parts = frame[:at], frame[at + len(inner) :]
-            if self.frame(proof) != self._whole(proof):
-                self.parts = None
+        if at < _FRAME_HEADER:
+            return None
+        parts = frame[:at], frame[at + len(inner) :]
+        return parts if self._composed(proof, parts) == self._whole(proof) else None
 
     def frame(self, chunk: np.ndarray) -> tuple[bytes, bytes, int]:
         """(frame, the Blosc2 chunk inside it, where this one begins)."""
+        self._made += 1
+        if self._made <= _FIRST or self.parts is None:
+            return self._whole(chunk)
+        return self._composed(chunk, self.parts)
+
+    def _composed(self, chunk: np.ndarray, parts: tuple[bytes, bytes]) -> tuple[bytes, bytes, int]:
         import blosc2
 
-        if self.parts is None:
-            return self._whole(chunk)
         inner = blosc2.compress2(chunk, **self._parameters)
         if inner[31] >> 4 & 7:  # one value all over is not a chunk in the frame
             return self._whole(chunk)
-        head, end = self.parts
+        head, end = parts
         sizes = (len(head) + len(inner) + len(end)).to_bytes(8, "big"), len(inner).to_bytes(8, "big")
         header = head[:FRAME_SIZE] + sizes[0] + head[FRAME_SIZE + 8 : FRAME_CHUNKS] + sizes[1] + head[FRAME_CHUNKS + 8 :]
         return header + inner + end, inner, len(header)

@@ -145,6 +145,12 @@ def _widen(data, p, pitch_y, pitch_z, out, bits, o, out_y, out_z, depth, height,
 
 
 @numba.njit(nogil=True)
+def _pairs(data):
+    """All bytes that can make items of two: a mapped file, or a buffer that a mask was decoded into, may have one more."""
+    return data[: data.size // 2 * 2]
+
+
+@numba.njit(nogil=True)
 def _place(mode, data, p, pitch_y, pitch_z, out, o, out_y, out_z, depth, height, width, scale, offset):
     """Put depth x height rows of ``width`` items at their places; all places and pitches in items."""
     if mode == COPY1:
@@ -157,12 +163,13 @@ def _place(mode, data, p, pitch_y, pitch_z, out, o, out_y, out_z, depth, height,
         _scale(data, p, pitch_y, pitch_z, out.view(np.float32), o, out_y, out_z, depth, height, width, scale, offset)
     elif mode == FROM_INT16:
         _scale(
-            data.view(np.int16), p, pitch_y, pitch_z, out.view(np.float32), o, out_y, out_z, depth, height, width, scale, offset
-        )
+            _pairs(data).view(np.int16), p, pitch_y, pitch_z, out.view(np.float32), o, out_y, out_z, depth, height, width, scale,
+            offset,
+        )  # fmt: skip
     else:
         _widen(
-            data.view(np.uint16), p, pitch_y, pitch_z, out.view(np.float32), out.view(np.uint32), o, out_y, out_z, depth, height,
-            width,
+            _pairs(data).view(np.uint16), p, pitch_y, pitch_z, out.view(np.float32), out.view(np.uint32), o, out_y, out_z, depth,
+            height, width,
         )  # fmt: skip
 
 
@@ -215,7 +222,8 @@ def read(
                 x0, x1 = max(low[2] - gx * cx, 0), min(high[2] - gx * cx, cx)
                 first, last = offsets[c] + i64(start[c, k0]), offsets[c] + i64(start[c, k1 + 1])
                 info[0], info[1] = c, k0
-                if fd >= 0 and last > first and not (have <= first and last <= until):
+                there = have <= first and last <= until and (first - have) % item == 0
+                if fd >= 0 and last > first and not there:
                     # These blocks and those of the chunks after it in this row, as long as the gaps are small.
                     end = last
                     for other in range(c + 1, row + gx1 + 1):

@@ -55,6 +55,7 @@ class Sample(_Entry):
         site: pseudonym of the institution, "" if unknown.
         date: of the study, shifted by patient, ISO 8601; "" if unknown.
         origin: keyed fingerprint of the files and settings that made it.
+        part: which volume of its series it is ("echo 2", "b=1000", "image 1"), "" if the series has one. A name, no content.
     """
 
     id: str
@@ -78,6 +79,7 @@ class Sample(_Entry):
     site: str = ""
     date: str = ""
     origin: str = ""
+    part: str = ""
 
 
 class Storage(_Entry):
@@ -153,7 +155,7 @@ class Manifest(_Entry):
         """
         other: dict[str, Any] = {
             **dict.fromkeys(("storage", "shards", "version", "split"), True),
-            "samples": {"__all__": {"chunk", "block", "origin", "shard"}},
+            "samples": {"__all__": {"chunk", "block", "origin", "shard", "part"}},
         }
         values = self.model_dump(mode="json", by_alias=True, exclude=other) | {"preprocess": self.preprocess.named()}
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))

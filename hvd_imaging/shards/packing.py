@@ -1,8 +1,9 @@
-"""A whole array as the bytes of its chunks and the table of its blocks: compiled for large ones, plain Python otherwise."""
+"""A whole array as the bytes of its chunks and the table of its blocks: compiled for large ones and for very many, plain Python otherwise."""
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from . import frames, kernel
 from .chunks import Layout
 
 _ROOM = 1 << 22  # bytes of packed chunks that wait to be written
+_PATIENCE = 10.0  # s: more than compiling takes the first time in an installation
 
 Emit = Callable[[tuple[int, ...], Any], None]
 """Takes the place (first voxel) of a chunk and its bytes, which hold until the next call."""
@@ -33,19 +35,37 @@ def pack_array(array: np.ndarray, layout: Layout, compression: str, emit: Emit) 
     Args:
         compression: "none" or one of `frames.CODECS`.
     """
-    if array.nbytes >= kernel.ENOUGH:
+    if array.nbytes >= kernel.ENOUGH or _spent.seconds > _PATIENCE:
         try:
             return _compiled(array, layout, compression, emit)
         except kernel.Unavailable:
             pass
-    start, check, head = [], [], []
-    for place in frames.places(array, layout):
+    begun = time.thread_time()
+    places = frames.places(array, layout)
+    tables = _empty(len(places), layout)
+    for number, place in enumerate(places):
         frame = frames.pack(frames.chunk_at(array, layout, place), layout, compression)
         emit(place, frame.data)
-        start.append(frame.start)
-        check.append(frame.check)
-        head.append(frame.head)
-    return Tables(np.stack(start), np.stack(check), np.stack(head))
+        tables.start[number], tables.check[number], tables.head[number] = frame.start, frame.check, frame.head
+    _spent.seconds += time.thread_time() - begun
+    return tables
+
+
+def _empty(count: int, layout: Layout) -> Tables:
+    return Tables(
+        np.zeros((count, layout.blocks + 1), np.uint32),
+        np.zeros((count, layout.blocks), np.uint32),
+        np.zeros((count, frames.HEAD), np.uint8),
+    )
+
+
+class _Spent:
+    """Seconds of processor that this process has packed small arrays in plain Python for: with enough of them, Numba pays."""
+
+    seconds = 0.0
+
+
+_spent = _Spent()
 
 
 def _compiled(array: np.ndarray, layout: Layout, compression: str, emit: Emit) -> Tables:
@@ -60,15 +80,12 @@ def _compiled(array: np.ndarray, layout: Layout, compression: str, emit: Emit) -
         prefix, suffix = parts
     array = np.ascontiguousarray(array)
     source = array.reshape(-1).view(np.uint8)
+    source.flags.writeable = False  # as a map's is: one type, compiled once
     item = array.dtype.itemsize * math.prod(tail)
     size = item * math.prod(layout.chunk)
     grid = tuple(-(-n // c) for n, c in zip(array.shape, layout.chunk, strict=False))
     count = math.prod(grid)
-    tables = Tables(
-        np.zeros((count, layout.blocks + 1), np.uint32),
-        np.zeros((count, layout.blocks), np.uint32),
-        np.zeros((count, frames.HEAD), np.uint8),
-    )
+    tables = _empty(count, layout)
     out = np.empty(max(_ROOM, 2 * size + 1024), np.uint8)
     ends, scratch = np.zeros(count, np.int64), np.empty(size, np.uint8)
     places = frames.places(array, layout)

@@ -9,6 +9,7 @@ import numpy as np
 
 _INTEGERS = ("uint8", "int16")
 _PIECE = 1 << 15
+_TRIAL = 1 << 9
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,11 @@ def encode(image: np.ndarray, dtype: str, max_error: float) -> Stored:
     return Stored(exact, 1.0, 0.0, 0.0)
 
 
-def _pieces(flat: np.ndarray) -> Iterator[slice]:
-    """Parts of a flat array that stay in the processor's cache from one step to the next."""
-    for start in range(0, flat.size, _PIECE):
+def _pieces(flat: np.ndarray, first: int = 0) -> Iterator[slice]:
+    """Parts of a flat array that stay in the processor's cache from one step to the next; the ``first`` items before all others."""
+    if first:
+        yield slice(0, first)
+    for start in range(first, flat.size, _PIECE):
         yield slice(start, start + _PIECE)
 
 
@@ -116,7 +119,7 @@ def _integers(flat: np.ndarray, name: str, low: float, high: float, step: float,
     numbers = np.empty(min(_PIECE, flat.size), np.float64)
     found = np.empty(numbers.shape, np.float32)
     error = 0.0
-    for piece in _pieces(flat):
+    for piece in _pieces(flat, min(_TRIAL, flat.size)):  # a type that does not do mostly shows it at once
         exact = flat[piece]
         number, value = numbers[: exact.size], found[: exact.size]
         np.subtract(exact, offset, out=number)

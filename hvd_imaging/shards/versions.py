@@ -24,7 +24,7 @@ from .schema import shard_name
 from .writer import publish, refuse_existing
 
 _STORED = ("id", "shape", "dtype", "scale", "offset", "spacing", "affine", "label", "sha256")
-_NOT_CONTENT = {"split", "shard", "chunk", "block", "origin"}
+_NOT_CONTENT = {"split", "shard", "chunk", "block", "origin", "part"}
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ class Record:
         modality: "CT", "MR", ...
         label: class index or None.
         scale, offset, error: of a stored image, see `storage.Stored`.
-        geometry, site, date, origin: see `manifest.Sample`.
+        geometry, site, date, origin, part: see `manifest.Sample`.
         sha256: of the stored content, if it is known.
     """
 
@@ -63,6 +63,7 @@ class Record:
     date: str = ""
     origin: str = ""
     sha256: str = ""
+    part: str = ""
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -123,6 +124,7 @@ def describe(record: Record, classes: int, shard: str, config: ShardConfig, spli
         site=record.site,
         date=record.date,
         origin=record.origin,
+        part=record.part,
     )
 
 

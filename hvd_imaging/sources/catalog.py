@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -12,13 +13,25 @@ import numpy as np
 from ..config import LabelsConfig
 from ..errors import SourceError
 from ..volume import Volume
+from . import unread
 from .dicom import DicomScan, Rejected, SegFile, SeriesFiles, Units, read_series, relative, scan_dicom
-from .labels import Annotation, LabelTable, read_labels_csv, read_mask, read_rtstruct, read_seg, seg_classes
-from .labels.beside import are_masks, masks_beside
+from .labels import (
+    Annotation,
+    LabelTable,
+    read_labels_csv,
+    read_mask,
+    read_rtstruct,
+    read_seg,
+    read_segments,
+    seg_classes,
+)
+from .labels.beside import is_mask, masks_beside
 from .labels.checks import doubts
 from .labels.consensus import check_method, combine
 from .labels.layers import BACKGROUND, from_mask, is_background
-from .nifti import NiftiCase, NiftiScan, read_case, scan_nifti
+from .labels.references import Matched, match
+from .nifti import DESCRIPTION, NiftiCase, NiftiScan, is_nifti_name, plain_name, read_case, scan_nifti
+from .nrrd import segments
 
 TASKS = ("segmentation", "classification", "unlabelled")
 LABELS = "labels.csv"
@@ -34,8 +47,8 @@ class Case:
     """One image with what is known about it. ``source_id`` and ``patient_id`` are raw: for memory only, never written.
 
     Attributes:
-        source_id: SeriesInstanceUID, or the NIfTI case's name.
-        patient_id: PatientID, or the NIfTI case's name.
+        source_id: SeriesInstanceUID, with ``#part`` if the series holds several volumes; or the NIfTI case's name.
+        patient_id: who it counts as: PatientID, or the NIfTI case's name.
         modality: DICOM Modality, "" if unknown.
         label: class index for classification, else None.
         mask: annotations for segmentation: DICOM SEG, RTSTRUCT or volumes, sorted by path.
@@ -49,6 +62,18 @@ class Case:
     image: SeriesFiles | NiftiCase
     mask: tuple[SegFile, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """What the source calls its patient: PatientID, "" if it has none, or the NIfTI case's name; raw."""
+        if not isinstance(self.image, SeriesFiles):
+            return self.image.name
+        return next((header.patient for header in self.image.headers), self.image.patient_id)
+
+    @property
+    def part(self) -> str:
+        """Which volume of its series it is ("echo 2"), "" if there is one only; safe to show."""
+        return self.image.part if isinstance(self.image, SeriesFiles) else ""
+
 
 @dataclass(frozen=True)
 class Catalog:
@@ -60,6 +85,7 @@ class Catalog:
         cases: sorted by ``source_id``.
         rejected: inputs that can not be used, with the reason.
         notes: what the user should know about the archive as a whole.
+        remarks: what the user should know of single inputs, which are not set aside.
         labels: how annotations become masks.
         names: of segments and regions -> of classes; what is not in it stays as it is.
     """
@@ -71,6 +97,7 @@ class Catalog:
     notes: tuple[str, ...] = ()
     labels: LabelsConfig = field(default_factory=LabelsConfig)
     names: Mapping[str, str] = field(default_factory=dict, repr=False)
+    remarks: tuple[Rejected, ...] = ()
 
 
 def scan(
@@ -89,8 +116,8 @@ def scan(
         dicom: what `scan_dicom` would find, if it is known.
 
     Raises:
-        SourceError: no DICOM or NIfTI in the folder, a label for an unknown patient, no labels for the asked task, or
-            DICOM and NIfTI mixed.
+        SourceError: no DICOM or NIfTI in the folder, a label for an unknown patient, no labels for the asked task, or labels of one
+            class only.
     """
     root = Path(root)
     if task is not None and task not in TASKS:
@@ -99,44 +126,46 @@ def scan(
         raise SourceError(f"{root}: expected a folder with DICOM or NIfTI files, found {_what(root)}")
     nifti = scan_nifti(root)
     dicom = scan_dicom(root, on_file) if dicom is None else dicom
-    strays: list[Rejected] = []
-    if dicom.series and nifti.cases:
-        if not are_masks(nifti.cases):
-            raise SourceError(
-                f"{root}: DICOM ({len(dicom.series)} series) and NIfTI ({len(nifti.cases)} cases) in one folder; "
-                "ingest them apart (masks beside DICOM belong into a folder 'labels')"
-            )
-        if task in (None, "segmentation"):
-            masks, strays = masks_beside(nifti.cases, dicom.series, root)
-            dicom = replace(dicom, segmentations=tuple(sorted((*dicom.segmentations, *masks), key=lambda file: file.path)))
-        nifti = replace(nifti, cases=())
+    unused = len(dicom.segmentations) + sum(is_mask(case) if dicom.series else case.label is not None for case in nifti.cases)
+    asked = task
+    left = unread.notes(path for path in dicom.unknown if not is_nifti_name(path))
+    dicom, nifti, strays, notes = _one_kind(dicom, nifti, root, task)
     if not dicom.series and not nifti.cases:
-        reason = ""
+        reason = "".join(f"; {note}" for note in left)
         if dicom.rejected:
-            reason = f"; {len(dicom.rejected)} DICOM files can not be read, {dicom.rejected[0].path}: {dicom.rejected[0].reason}"
+            reason += f"; {len(dicom.rejected)} DICOM files can not be read, {dicom.rejected[0].path}: {dicom.rejected[0].reason}"
         raise SourceError(
             f"{root}: no DICOM or NIfTI images in this folder or below ({dicom.skipped} other files, "
             f"{dicom.others + len(dicom.segmentations)} DICOM objects without an image){reason}"
         )
-    table = _labels(root, labels_csv, task, has_masks=bool(dicom.segmentations or any(c.label for c in nifti.cases)))
+    matched = match(dicom.segmentations, dicom.series)
+    has_masks = bool(matched.masks) or any(case.label for case in nifti.cases)
+    table = _labels(root, labels_csv, task, has_masks)
     if task is None:
-        task = "classification" if table else "segmentation" if _has_masks(dicom, nifti) else "unlabelled"
+        # Nobody said that masks are not wanted: those of no series are told.
+        strays += matched.rejected if table is not None or not has_masks else ()
+        task = "classification" if table else "segmentation" if has_masks else "unlabelled"
     if task == "segmentation" and labels_csv is not None:
         raise SourceError(f"{Path(labels_csv).name}: labels from a CSV are for classification, but the task is segmentation")
-    build = _from_dicom if dicom.series else _from_nifti
-    cases, classes, rejected = build(dicom, nifti, task)
+    cases, classes, rejected = _from_dicom(dicom, matched, task) if dicom.series else _from_nifti(nifti, task)
     if table is not None:
         cases, missing = _apply_labels(cases, table)
         classes, rejected = table.classes, [*rejected, *missing]
-    if task == "segmentation" and not cases and not _has_masks(dicom, nifti):
+    if task == "segmentation" and not cases and not has_masks:
+        why = f"; {len(matched.rejected)} were set aside: {matched.rejected[0].reason}" if matched.rejected else ""
         raise SourceError(
             f"{root}: no masks for segmentation: expected DICOM SEG or RTSTRUCT objects that refer to the series, or labelsTr with "
-            "dataset.json; use --task unlabelled for images alone"
+            f"dataset.json; use --task unlabelled for images alone{why}"
         )
     rejected = sorted([*rejected, *strays, *dicom.rejected, *nifti.rejected], key=lambda item: item.path)
-    return Catalog(
-        task, classes, tuple(sorted(cases, key=lambda case: case.source_id)), tuple(rejected), dicom.notes
-    )
+    notes += (*dicom.notes, *_several_volumes(dicom.series), *nifti.notes, *(matched.notes if task == "segmentation" else ()), *left)
+    if task != "segmentation" and unused:
+        notes += (f"{unused} masks are not used: the task is {task}",)
+    if asked is None and task == "segmentation" and (root / LABELS).is_file():
+        notes += (f"{LABELS} is not used: masks are there, so the task is segmentation; --task classification takes it",)
+    remarks = [*dicom.remarks, *_left_out(nifti, task)]
+    ordered = tuple(sorted(cases, key=lambda case: case.source_id))
+    return Catalog(task, classes, ordered, tuple(rejected), notes, remarks=tuple(remarks))
 
 
 def choose(catalog: Catalog, config: LabelsConfig, shown: Callable[[str], str] = str) -> Catalog:
@@ -193,8 +222,10 @@ def load_case(case: Case, catalog: Catalog, units: Units = "hu") -> tuple[Volume
     if catalog.task != "segmentation":
         return volume, None
     notes: tuple[str, ...] = ()
-    if case.kind == "nifti":
-        mask = read_mask(case.mask[0].path, volume, catalog.classes, case.image.root)
+    if case.kind == "nifti" and not segments(case.mask[0].path):
+        told: list[str] = []
+        mask = read_mask(case.mask[0].path, volume, catalog.classes, case.image.root, told)
+        notes = tuple(told)
     else:
         mask, notes = combine(annotations_of(case, volume, catalog), catalog.classes, volume.shape, catalog.labels)
     if catalog.labels.empty == "quarantine" and not mask.any():
@@ -220,14 +251,20 @@ def annotations_of(case: Case, volume: Volume, catalog: Catalog) -> tuple[Annota
     found = []
     for file in case.mask:
         if file.kind == "volume":
-            classes = file.labels or catalog.classes
-            mask = read_mask(file.path, volume, [catalog.names.get(label, label) for label in classes], case.image.root)
-            annotation = Annotation(
-                tuple(from_mask(catalog.names.get(label, label), mask == value) for value, label in enumerate(classes) if value)
-            )
+            classes, named = file.labels or catalog.classes, segments(file.path)
+            if named:
+                annotation = read_segments(file.path, volume, named, classes, case.image.root, catalog.names)
+            else:
+                notes: list[str] = []
+                shown = [catalog.names.get(label, label) for label in classes]
+                mask = read_mask(file.path, volume, shown, case.image.root, notes)
+                annotation = Annotation(
+                    tuple(from_mask(label, mask == value) for value, label in enumerate(shown) if value), tuple(notes)
+                )
         elif file.kind == "rtstruct":
             uid = case.image.uid if isinstance(case.image, SeriesFiles) else ""
-            annotation = read_rtstruct(file.path, volume, uid, case.image.root, catalog.names)
+            frame = case.image.frame_of_reference if isinstance(case.image, SeriesFiles) else ""
+            annotation = read_rtstruct(file.path, volume, uid, case.image.root, catalog.names, frame)
         else:
             annotation = read_seg(file.path, volume, case.image.root, catalog.names)
         found.append(replace(annotation, annotator=file.annotator))
@@ -256,9 +293,36 @@ def _what(root: Path) -> str:
     return "a file" if root.exists() else "nothing"
 
 
-def _has_masks(dicom: DicomScan, nifti: NiftiScan) -> bool:
-    known = {series.uid for series in dicom.series}
-    return any(known & set(seg.series) for seg in dicom.segmentations) or any(case.label for case in nifti.cases)
+def _one_kind(
+    dicom: DicomScan, nifti: NiftiScan, root: Path, task: str | None
+) -> tuple[DicomScan, NiftiScan, list[Rejected], tuple[str, ...]]:
+    """Where DICOM and NIfTI lie in one folder: the images of one kind, what the other becomes, and a note.
+
+    Volumes in folders for masks are masks of the DICOM series. Of images the kind stays that dataset.json describes, else the one
+    that has masks, else the one with more images; the others are set aside one by one.
+
+    Raises:
+        SourceError: see `masks_beside`.
+    """
+    if not dicom.series or not nifti.cases:
+        return dicom, nifti, [], ()
+    masks = [] if nifti.layout else [case for case in nifti.cases if is_mask(case)]
+    images = [case for case in nifti.cases if case not in masks]
+    of_dicom = not nifti.layout and (bool(masks or dicom.segmentations) or len(dicom.series) >= len(images))
+    if not of_dicom:
+        why = "DICOM beside a data set of NIfTI or NRRD volumes; ingest it apart"
+        strays = [Rejected(_place(series), why) for series in dicom.series]
+        strays += [Rejected(relative(file.path, file.root), why) for file in dicom.segmentations]
+        note = f"{len(nifti.cases)} NIfTI or NRRD cases are taken; {len(dicom.series)} DICOM series beside them were set aside"
+        return replace(dicom, series=(), segmentations=()), nifti, strays, (note,)
+    why = "NIfTI or NRRD beside DICOM; ingest it apart, or, if it is a mask, put it into a folder 'labels'"
+    strays = [Rejected(_place(case), why) for case in images]
+    if task in (None, "segmentation") and masks:
+        beside, lost = masks_beside(masks, dicom.series, root)
+        strays += lost
+        dicom = replace(dicom, segmentations=tuple(sorted((*dicom.segmentations, *beside), key=lambda file: file.path)))
+    notes = (f"{len(images)} NIfTI or NRRD volumes beside {len(dicom.series)} DICOM series were set aside",) if images else ()
+    return dicom, replace(nifti, cases=()), strays, notes
 
 
 def _labels(root: Path, labels_csv: Path | None, task: str | None, has_masks: bool) -> LabelTable | None:
@@ -268,9 +332,9 @@ def _labels(root: Path, labels_csv: Path | None, task: str | None, has_masks: bo
     if labels_csv is not None:
         if not Path(labels_csv).is_file():
             raise SourceError(f"{labels_csv}: expected a CSV of labels, found {_what(Path(labels_csv))}")
-        return read_labels_csv(Path(labels_csv))
+        return _several(read_labels_csv(Path(labels_csv)))
     if (root / LABELS).is_file() and (task == "classification" or not has_masks):
-        return read_labels_csv(root / LABELS)
+        return _several(read_labels_csv(root / LABELS))
     if task == "classification":
         raise SourceError(
             f"{root}: no labels for classification: expected {LABELS} in this folder, or --labels FILE with the columns "
@@ -279,33 +343,36 @@ def _labels(root: Path, labels_csv: Path | None, task: str | None, has_masks: bo
     return None
 
 
-def _from_dicom(dicom: DicomScan, nifti: NiftiScan, task: str) -> tuple[list[Case], tuple[str, ...], list[Rejected]]:
-    masks: dict[str, list[SegFile]] = {}
-    rejected: list[Rejected] = []
-    labels: list[str] = []
-    known = {series.uid for series in dicom.series}
-    for seg in dicom.segmentations if task == "segmentation" else ():
-        found = [uid for uid in seg.series if uid in known]
-        if not found:
-            what = "RTSTRUCT" if seg.kind == "rtstruct" else "DICOM SEG"
-            rejected.append(Rejected(relative(seg.path, seg.root), f"{what} of a series that is not in this folder"))
-            continue
-        labels += seg.labels
-        for uid in found:
-            masks.setdefault(uid, []).append(seg)
+def _several(table: LabelTable) -> LabelTable:
+    """The table if it has several classes.
+
+    Raises:
+        SourceError: it has one: there is nothing to tell apart.
+    """
+    if len(table.classes) < 2:
+        raise SourceError(
+            f"{table.name}: all {len(table.labels)} labels are '{table.classes[0]}': classification needs at least two classes; add the "
+            "others, or use --task unlabelled for images alone"
+        )
+    return table
+
+
+def _from_dicom(dicom: DicomScan, matched: Matched, task: str) -> tuple[list[Case], tuple[str, ...], list[Rejected]]:
+    masks = matched.masks if task == "segmentation" else {}
+    rejected = list(matched.rejected) if task == "segmentation" else []
+    labels = [label for file in dict.fromkeys(file for found in masks.values() for file in found) for label in file.labels]
     cases = []
     for series in dicom.series:
-        if task == "segmentation" and series.uid not in masks:
-            rejected.append(
-                Rejected(_place(series), "no mask: no DICOM SEG or RTSTRUCT refers to this series (--task unlabelled keeps such series)")
-            )
+        if task == "segmentation" and series.source_id not in masks:
+            why = matched.refused.get(series.source_id, "no DICOM SEG or RTSTRUCT refers to this series")
+            rejected.append(Rejected(_place(series), f"no mask: {why} (--task unlabelled keeps such series)"))
             continue
-        mask = tuple(masks.get(series.uid, ()))
-        cases.append(Case(series.uid, series.patient_id, series.modality, None, "dicom", series, mask))
+        mask = masks.get(series.source_id, ())
+        cases.append(Case(series.source_id, series.person, series.modality, None, "dicom", series, mask))
     return cases, seg_classes(labels) if task == "segmentation" else (), rejected
 
 
-def _from_nifti(dicom: DicomScan, nifti: NiftiScan, task: str) -> tuple[list[Case], tuple[str, ...], list[Rejected]]:
+def _from_nifti(nifti: NiftiScan, task: str) -> tuple[list[Case], tuple[str, ...], list[Rejected]]:
     rejected: list[Rejected] = []
     cases = []
     for item in nifti.cases:
@@ -317,8 +384,27 @@ def _from_nifti(dicom: DicomScan, nifti: NiftiScan, task: str) -> tuple[list[Cas
         mask = (SegFile(item.label, (), (), item.root, "volume"),) if task == "segmentation" and item.label is not None else ()
         cases.append(Case(item.name, item.name, item.modality, None, "nifti", item, mask))
     if task == "segmentation" and len(nifti.classes) < 2:
-        raise SourceError("dataset.json: labels: expected the background and at least one class")
+        raise SourceError(
+            f'{DESCRIPTION}: labels: expected the background and at least one class, as in {{"labels": {{"background": 0, "NAME": 1}}}}, '
+            f"found {'none' if not nifti.classes else 'the background alone'}"
+        )
     return cases, nifti.classes if task == "segmentation" else (), rejected
+
+
+def _several_volumes(series: Sequence[SeriesFiles]) -> tuple[str, ...]:
+    """Series of several volumes, which are all taken: how many, and what they are called."""
+    parts = Counter(each.part for each in series if each.part)
+    if not parts:
+        return ()
+    uids = len({each.uid for each in series if each.part})
+    shown = ", ".join(f"{part} ({count})" for part, count in list(parts.items())[:6]) + (", ..." if len(parts) > 6 else "")
+    return (f"{uids} series hold{'s' * (uids == 1)} several volumes, {parts.total()} in all, each a case of its own: {shown}",)
+
+
+def _left_out(nifti: NiftiScan, task: str) -> list[Rejected]:
+    """Cases that are none of this task by design."""
+    why = "of imagesTs, whose labels are held back: left out (--task unlabelled takes it)"
+    return [Rejected(_place(case), why) for case in nifti.cases if case.held_out and task != "unlabelled"]
 
 
 def _apply_labels(cases: list[Case], table: LabelTable) -> tuple[list[Case], list[Rejected]]:
@@ -328,10 +414,13 @@ def _apply_labels(cases: list[Case], table: LabelTable) -> tuple[list[Case], lis
         SourceError: a row that fits no case; it is named by number, not by the identifier.
     """
 
-    def key(case: Case) -> str:
-        return case.source_id if table.by == "series" else case.patient_id
+    def keys(case: Case) -> tuple[str, ...]:
+        """The most telling first: a volume of a series, then the series."""
+        if table.by == "patient":
+            return (plain_name(case.name),)
+        return (case.source_id, case.image.uid) if isinstance(case.image, SeriesFiles) else (case.source_id,)
 
-    unknown = sorted(table.rows[name] for name in table.labels.keys() - {key(case) for case in cases})
+    unknown = sorted(table.rows[name] for name in table.labels.keys() - {key for case in cases for key in keys(case)})
     if unknown:
         shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
         raise SourceError(
@@ -340,7 +429,7 @@ def _apply_labels(cases: list[Case], table: LabelTable) -> tuple[list[Case], lis
         )
     labelled, missing = [], []
     for case in cases:
-        label = table.labels.get(key(case))
+        label = next((table.labels[key] for key in keys(case) if key in table.labels), None)
         if label is None:
             missing.append(Rejected(_place(case.image), f"no label in {table.name}"))
         else:

@@ -17,11 +17,14 @@ import numpy as np
 
 from ..errors import SourceError
 from ..volume import SourceFrames, Volume
+from .drawn import Drawn
 from .elements import looks_like_dicom, quiet, read_dataset, relative, walk
 from .frames import Frame
 from .geometry import same_places, stack_geometry, tilt, upright
 from .headers import CROSS_SECTIONS, Header, read_header
+from .padding import Padding
 from .parts import Piece, pieces_of, volumes_of
+from .people import judge, plain_issuer
 from .pixels import Units, scale, stored_values
 
 __all__ = [
@@ -60,6 +63,7 @@ class SeriesFiles:
     Attributes:
         files: sorted by path; `read_series` brings them into the order of the slices.
         root: the scanned folder; messages name files relative to it.
+        issuer: IssuerOfPatientID where the same PatientID of another issuer is another patient, else "".
         part: "" or which part of a series of several volumes this is ("b=1000", "time 3"); safe to show.
         headers: of the files, in their order; without them `read_series` reads them.
         frames: of each file the frames that belong to this volume; empty: all of all.
@@ -79,11 +83,22 @@ class SeriesFiles:
     station: str = field(default="", repr=False)
     burned_in: str = field(default="", repr=False)
     bytes: int = 0
+    issuer: str = field(default="", repr=False)
+
+    @property
+    def person(self) -> str:
+        """Raw identifier of the patient that this counts for."""
+        return f"{self.patient_id} of issuer {self.issuer}" if self.issuer else self.patient_id
 
     @property
     def source_id(self) -> str:
         """Raw identifier of this volume: the SeriesInstanceUID, and the part if there are several."""
         return f"{self.uid}#{self.part}" if self.part else self.uid
+
+    @property
+    def frame_of_reference(self) -> str:
+        """Raw FrameOfReferenceUID, "" if it is not known."""
+        return self.headers[0].frame_of_reference if self.headers else ""
 
 
 @dataclass(frozen=True)
@@ -95,6 +110,7 @@ class SegFile:
         codes: of SEG, for each label its code, "" if it has none.
         annotator: raw name of who made it: for memory only, never written.
         review: ApprovalStatus, "" if none.
+        drawn: what else tells on which images it was drawn.
     """
 
     path: Path
@@ -105,6 +121,7 @@ class SegFile:
     codes: tuple[str, ...] = ()
     annotator: str = field(default="", repr=False)
     review: str = ""
+    drawn: Drawn = field(default_factory=Drawn, repr=False)
 
 
 @dataclass(frozen=True)
@@ -118,6 +135,8 @@ class DicomScan:
         skipped: files that are not DICOM.
         others: DICOM objects that are not images (reports, presentation states, DICOMDIR).
         notes: what the user should know.
+        unknown: the files that are not DICOM, sorted.
+        remarks: what the user should know of single files, which are used all the same.
     """
 
     series: tuple[SeriesFiles, ...]
@@ -126,6 +145,8 @@ class DicomScan:
     skipped: int
     others: int
     notes: tuple[str, ...] = ()
+    unknown: tuple[Path, ...] = field(default=(), repr=False)
+    remarks: tuple[Rejected, ...] = ()
 
 
 def scan_dicom(root: Path, on_file: Callable[[Path], None] | None = None) -> DicomScan:
@@ -152,10 +173,11 @@ def group_headers(headers: Iterable[Header], root: Path) -> DicomScan:
     series: dict[str, list[Header]] = {}
     segmentations: list[SegFile] = []
     rejected: list[Rejected] = []
-    skipped = others = nameless = 0
+    unknown: list[Path] = []
+    others = nameless = 0
     for header in headers:
         if header.kind == "not_dicom":
-            skipped += 1
+            unknown.append(header.path)
         elif header.kind == "other":
             others += 1
         elif header.kind == "rejected":
@@ -174,8 +196,10 @@ def group_headers(headers: Iterable[Header], root: Path) -> DicomScan:
                     header.codes,
                     header.annotator,
                     header.review,
+                    header.drawn,
                 )
             )
+    people = judge(header for members in series.values() for header in members)
     found = []
     for uid, members in sorted(series.items()):
         members.sort(key=lambda header: header.path)
@@ -192,24 +216,29 @@ def group_headers(headers: Iterable[Header], root: Path) -> DicomScan:
         volumes, aside = volumes_of(members)
         rejected += [Rejected(name, why) for name, why in aside]
         patient = patients.pop()
-        found += [_series(pieces, patient, root, part) for part, pieces in volumes]
+        known = (people.issuers.get((header.patient, plain_issuer(header.issuer)), "") for header in members)
+        issuer = next(filter(None, known), "")
+        found += [_series(pieces, patient, root, part, issuer) for part, pieces in volumes]
     notes = []
     if nameless:
         notes.append(f"{nameless} files without PatientID: each study counts as a patient of its own")
     if others:
         notes.append(f"{others} DICOM objects that are not images were left out")
+    notes += people.notes
     return DicomScan(
         tuple(found),
         tuple(sorted(segmentations, key=lambda item: item.path)),
         tuple(sorted(rejected, key=lambda item: item.path)),
-        skipped,
+        len(unknown),
         others,
         tuple(notes),
+        tuple(sorted(unknown)),
+        tuple(Rejected(name, what) for name, what in people.examples),
     )
 
 
 def _series(
-    pieces: Sequence[Piece], patient: str, root: Path, part: str
+    pieces: Sequence[Piece], patient: str, root: Path, part: str, issuer: str
 ) -> SeriesFiles:
     """One volume of frames of one or more files."""
     chosen: dict[Path, list[int]] = {}
@@ -236,6 +265,7 @@ def _series(
         station=next((header.station for header in members if header.station), ""),
         burned_in="YES" if any(header.burned_in == "YES" for header in members) else first.burned_in,
         bytes=4 * size,
+        issuer=issuer,
     )
 
 
@@ -293,12 +323,17 @@ def read_series(series: SeriesFiles, units: Units = "hu") -> Volume:
     kept = [kept[index] for index in order]
     if len(gaps) and np.ptp(gaps) > 1e-3 * gaps.mean():
         notes.append(f"slice gaps vary from {gaps.min():.2f} to {gaps.max():.2f} mm; {gaps.mean():.2f} mm is used")
-    if units == "hu" and series.modality == "CT" and not all(p.frame.scaled or p.header.lut for p in kept):
+    notes += _unscaled([piece.frame for piece in kept], units)
+    if units == "hu" and series.modality == "CT" and not all(p.frame.scaled or p.frame.unscalable or p.header.lut for p in kept):
         notes.append("CT without RescaleSlope and RescaleIntercept: stored values are taken as HU")
     channels = (3,) if first.header.colour else ()
     array = np.empty((len(kept), *first.header.frame_size, *channels), np.float32)
+    padding = Padding(series.modality, units)
     for index, piece in enumerate(kept):
-        scale(reader.take(piece), piece.header, piece.frame, units, array[index])
+        stored = reader.take(piece)
+        scale(stored, piece.header, piece.frame, units, array[index])
+        padding.look(index, stored, piece.header, piece.frame)
+    notes += padding.fill(array)
     notes += dict.fromkeys(note for header in headers for note in header.notes)
     source = tuple(dict.fromkeys(piece.header.path for piece in kept))
     frames = SourceFrames(
@@ -320,17 +355,26 @@ def _flat(header: Header, units: Units, geometry: str = "") -> Volume:
     stored = stored_values(header)
     frame = header.frames[0]
     array = np.empty(stored.shape, np.float32)
+    padding = Padding(header.modality, units)
     for index in range(len(stored)):
         scale(stored[index], header, frame, units, array[index])
+        padding.look(index, stored[index], header, frame)
     affine = np.eye(4)
     if frame.spacing is not None and (geometry or header.geometry) == "image":
         affine[1, 1], affine[2, 2] = frame.spacing
-    notes = header.notes
+    notes = header.notes + _unscaled([frame], units) + padding.fill(array)
     if len(stored) > 1:
         notes += (f"{len(stored)} frames without a place in the patient lie along D; their distance is an index",)
     return Volume(
         array, affine, header.modality, source=(header.path,), notes=notes, geometry=geometry or header.geometry
     )
+
+
+def _unscaled(frames: Sequence[Frame], units: Units) -> tuple[str, ...]:
+    zero = sum(frame.unscalable for frame in frames) if units == "hu" else 0
+    if not zero:
+        return ()
+    return (f"RescaleSlope is 0 in {zero} of {len(frames)} images, which would make all values one; their stored values are taken",)
 
 
 class _Reader:

@@ -139,9 +139,13 @@ _TEXT = {
     0x00080060: "Modality",
     0x00080080: "InstitutionName",
     0x00081010: "StationName",
+    0x00100010: "PatientName",
     0x00100020: "PatientID",
+    0x00100021: "IssuerOfPatientID",
+    0x00100030: "PatientBirthDate",
     0x0020000D: "StudyInstanceUID",
     0x0020000E: "SeriesInstanceUID",
+    0x00200052: "FrameOfReferenceUID",
     0x00280004: "PhotometricInterpretation",
     0x00280301: "BurnedInAnnotation",
     0x00209056: "StackID",
@@ -174,6 +178,8 @@ _SHORT = {
     0x00280101: "BitsStored",
     0x00280102: "HighBit",
     0x00280103: "PixelRepresentation",
+    0x00280120: "PixelPaddingValue",
+    0x00280121: "PixelPaddingRangeLimit",
 }
 _DOUBLE = {0x00189087: "DiffusionBValue", 0x00189089: "DiffusionGradientOrientation"}
 SIEMENS_B, GE_B, CSA_IMAGE = 0x0019100C, 0x00431039, 0x00291010
@@ -195,7 +201,9 @@ _DEEP = {
 _PRIVATE = (SIEMENS_B, GE_B)
 _WANTED = frozenset([*_TEXT, *_DECIMAL, *_SHORT, *_DOUBLE, *_PRIVATE])
 _TAG_OF = {name: tag for table in (_TEXT, _DECIMAL, _SHORT, _DOUBLE) for tag, name in table.items()}
-TAGS = [*_TEXT, *_DECIMAL, *_SHORT, *_DOUBLE, *_DEEP, *_PRIVATE, CSA_IMAGE, 0x00180088, 0x00081070]
+SOURCE_IMAGES, CONTOURS = 0x00082112, 0x30060039
+TAGS = [*_TEXT, *_DECIMAL, *_SHORT, *_DOUBLE, *_DEEP, *_PRIVATE, CSA_IMAGE, 0x00180088, 0x00081070, SOURCE_IMAGES,
+        0x00280122, 0x00280123, 0x00280124, 0x00280125]  # the last: padding of floats
 _LONG_VRS = frozenset((b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UN", b"UT", b"UC", b"UR", b"SV", b"UV"))
 _SHORT_VRS = frozenset(
     b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split()
@@ -223,6 +231,10 @@ class Plain:
             raise Unsure
         return raw.decode("ascii").strip(" \0")
 
+    def raw_text(self, keyword: str) -> str:
+        """The bytes of a text, one character each, whatever its character set is: to compare, not to show."""
+        return self.values.get(_TAG_OF[keyword], b"").decode("latin-1").strip(" \0")
+
     def integer(self, keyword: str, default: int) -> int:
         raw = self.values.get(_TAG_OF[keyword])
         if raw is None or not raw:
@@ -230,6 +242,11 @@ class Plain:
         if len(raw) != 2:
             raise Unsure
         return int.from_bytes(raw, "little")
+
+    def padding(self, signed: bool) -> tuple[float, float] | None:
+        """Lowest and highest stored value that is padding (C.7.5.1.1.2), or None."""
+        ends = [self.integer(keyword, -1) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+        return None if ends[0] < 0 else _ends([as_stored(end, signed) for end in ends if end >= 0])
 
     def numbers(self, keyword: str, count: int) -> tuple[float, ...] | None:
         tag = _TAG_OF[keyword]
@@ -271,9 +288,36 @@ class Parsed:
             return "\\".join(map(str, value))
         return str(value).strip(" \0")
 
+    def raw_text(self, keyword: str) -> str:
+        """As `Plain.raw_text`."""
+        assert self.dataset is not None
+        tag = _TAG_OF[keyword]
+        value: Any = self.dataset.get_item(tag).value if tag in self.dataset else None
+        return value.decode("latin-1").strip(" \0") if isinstance(value, bytes) else str(value or "").strip(" \0")
+
     def integer(self, keyword: str, default: int) -> int:
         value: Any = self._get(keyword)
         return default if value is None or value == "" else int(value)
+
+    def padding(self, signed: bool) -> tuple[float, float] | None:
+        """Lowest and highest stored value that is padding (C.7.5.1.1.2), or None if there is none, or none that is a number."""
+        assert self.dataset is not None
+        for kind in ("", "Float", "DoubleFloat"):
+            ends: list[float] = []
+            for keyword in (f"{kind}PixelPaddingValue", f"{kind}PixelPaddingRangeLimit"):
+                try:
+                    value: Any = self._get(keyword)
+                    if isinstance(value, bytes):  # of unknown type
+                        value = int.from_bytes(value[:2], "little" if self.dataset.original_encoding[1] else "big") if value else None
+                    if value is not None and value != "":
+                        ends.append(float(value) if kind else as_stored(int(value), signed))
+                except (TypeError, ValueError, OverflowError):
+                    break
+                if not ends:
+                    break
+            if ends:
+                return _ends(ends)
+        return None
 
     def numbers(self, keyword: str, count: int) -> tuple[float, ...] | None:
         return numbers_of(self.dataset, keyword, count)
@@ -295,6 +339,16 @@ class Parsed:
                 continue
             return number % scale if scale else number
         return None
+
+
+def as_stored(value: int, signed: bool) -> int:
+    """A word of type US or SS, which writers confuse, in the sense of PixelRepresentation. Pure."""
+    value &= 0xFFFF
+    return value - 0x10000 if signed and value & 0x8000 else value
+
+
+def _ends(ends: Sequence[float]) -> tuple[float, float]:
+    return min(ends), max(ends)
 
 
 def numbers_of(dataset: Any, keyword: str, count: int) -> tuple[float, ...] | None:

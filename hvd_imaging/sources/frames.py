@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class Frame:
         thickness: SliceThickness mm, or None.
         slope, intercept: rescale to the modality's units.
         scaled: slope and intercept were given.
+        unscalable: the slope that was given is 0, which would make all values one; slope and intercept stand for none.
         stack: StackID, "" if none.
         keys: (name, value) of what tells apart frames at one position: time, b-value, echo, type.
     """
@@ -29,3 +31,18 @@ class Frame:
     scaled: bool = False
     stack: str = ""
     keys: tuple[tuple[str, float | str], ...] = field(default=(), repr=False)
+    unscalable: bool = False
+
+
+def rescale(slope: tuple[float, ...] | None, intercept: tuple[float, ...] | None) -> dict[str, Any]:
+    """``slope``, ``intercept``, ``scaled`` and ``unscalable`` of a `Frame`, from the elements as they stand. Pure.
+
+    A slope of 0 is what some exporters write for "none": stored values hold then.
+    """
+    if slope is not None and slope[0] == 0:
+        return {"unscalable": True}
+    return {
+        "slope": 1.0 if slope is None else slope[0],
+        "intercept": 0.0 if intercept is None else intercept[0],
+        "scaled": slope is not None and intercept is not None,
+    }

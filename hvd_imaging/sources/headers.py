@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -20,6 +21,7 @@ from pydicom.uid import (
 )
 
 from ..errors import SourceError
+from .drawn import Drawn, by_segmentation, by_structure_set
 from .elements import (
     START_BYTES,
     TAGS,
@@ -33,7 +35,7 @@ from .elements import (
     relative,
     scan_plain,
 )
-from .frames import Frame
+from .frames import Frame, rescale
 from .multiframe import dose_grid, functional_groups, mosaic, tiles_across, ultrasound_spacing
 
 Kind = Literal["image", "seg", "rtstruct", "other", "not_dicom", "rejected"]
@@ -58,6 +60,9 @@ class Header:
         labels: segment labels or ROI names.
         codes: of SEG, for each label its code ("SCT:39607008"), "" if it has none.
         annotator, review: who made it, and ApprovalStatus.
+        padding: lowest and highest stored value that is padding, or None.
+        frame_of_reference: FrameOfReferenceUID, "" if none.
+        drawn: of a SEG or RTSTRUCT, what tells on which images it was drawn.
     """
 
     path: Path
@@ -70,6 +75,9 @@ class Header:
     series: str = field(default="", repr=False)
     study: str = field(default="", repr=False)
     patient: str = field(default="", repr=False)
+    issuer: str = field(default="", repr=False)
+    person_name: str = field(default="", repr=False)
+    birth_date: str = field(default="", repr=False)
     modality: str = ""
     study_date: str = field(default="", repr=False)
     institution: str = field(default="", repr=False)
@@ -101,6 +109,9 @@ class Header:
     codes: tuple[str, ...] = ()
     annotator: str = field(default="", repr=False)
     review: str = ""
+    padding: tuple[float, float] | None = None
+    frame_of_reference: str = field(default="", repr=False)
+    drawn: Drawn = field(default_factory=Drawn, repr=False)
 
     @property
     def name(self) -> str:
@@ -235,6 +246,10 @@ def _describe(
         series=series,
         study=text("StudyInstanceUID"),
         patient=text("PatientID"),
+        frame_of_reference=text("FrameOfReferenceUID"),
+        issuer=values.raw_text("IssuerOfPatientID"),
+        person_name=values.raw_text("PatientName"),
+        birth_date=values.raw_text("PatientBirthDate"),
         modality=text("Modality"),
         study_date=text("StudyDate"),
         institution=text("InstitutionName"),
@@ -266,6 +281,7 @@ def _describe(
         length=length,
         image_type=tuple(part.strip() for part in text("ImageType").split("\\")),
     )
+    known["padding"] = values.padding(known["signed"])
     try:
         number = values.numbers("InstanceNumber", 1)
         known["number"] = int(number[0]) if number else 0
@@ -286,25 +302,29 @@ def _labels(path: Path, root: Path, dataset: pydicom.Dataset, known: dict[str, A
         known["references"] = tuple(str(item.SeriesInstanceUID) for item in dataset.get("ReferencedSeriesSequence", []))
         known["labels"] = tuple(str(item.SegmentLabel).strip() for item in dataset.get("SegmentSequence", []))
         known["codes"] = tuple(map(_code, dataset.get("SegmentSequence", [])))
-        if not known["references"]:
-            return Header(path, root, "rejected", reason="DICOM SEG without ReferencedSeriesSequence")
+        known["drawn"] = _drawn(lambda deep: by_segmentation(dataset, deep), known)
         return Header(path, root, "seg", **known)
-    known["references"] = tuple(
-        dict.fromkeys(
-            str(series.SeriesInstanceUID)
-            for place in dataset.get("ReferencedFrameOfReferenceSequence", [])
-            for study in place.get("RTReferencedStudySequence", [])
-            for series in study.get("RTReferencedSeriesSequence", [])
-        )
-    )
+    named = [
+        series
+        for place in dataset.get("ReferencedFrameOfReferenceSequence", [])
+        for study in place.get("RTReferencedStudySequence", [])
+        for series in study.get("RTReferencedSeriesSequence", [])
+    ]
+    known["references"] = tuple(dict.fromkeys(str(series.SeriesInstanceUID) for series in named))
     known["labels"] = tuple(
         str(item.get("ROIName") or "").strip() for item in dataset.get("StructureSetROISequence", [])
     )
-    if not known["references"]:
-        return Header(path, root, "rejected", reason="RTSTRUCT that names no series (no RTReferencedSeriesSequence)")
+    known["drawn"] = _drawn(lambda deep: by_structure_set(dataset, path, deep), known)
     return Header(path, root, "rtstruct", **known)
 
 
+def _drawn(read: Callable[[bool], Drawn], known: dict[str, Any]) -> Drawn:
+    """What the object was drawn on; of one that names its one series no more is needed."""
+    try:
+        found = read(len(known["references"]) != 1)
+    except Exception:  # a damaged frame or contour: its reader will say which
+        found = Drawn()
+    return replace(found, patient=known["patient"], study=known["study"])
 def _code(segment: pydicom.Dataset) -> str:
     """What kind of thing a segment is, as scheme and value."""
     for item in segment.get("SegmentedPropertyTypeCodeSequence") or []:
@@ -362,17 +382,14 @@ def _place(values: Plain | Parsed, known: dict[str, Any]) -> dict[str, Any]:
 def _frame(values: Plain | Parsed, image_type: tuple[str, ...]) -> Frame:
     """What stands at the top of a data set."""
     thickness = values.numbers("SliceThickness", 1)
-    slope, intercept = values.numbers("RescaleSlope", 1), values.numbers("RescaleIntercept", 1)
     return Frame(
         values.numbers("ImagePositionPatient", 3),
         values.numbers("ImageOrientationPatient", 6),
         values.numbers("PixelSpacing", 2),
         thickness[0] if thickness else None,
-        1.0 if slope is None else slope[0],
-        0.0 if intercept is None else intercept[0],
-        slope is not None and intercept is not None,
-        values.text("StackID"),
-        _keys(values, image_type),
+        stack=values.text("StackID"),
+        keys=_keys(values, image_type),
+        **rescale(values.numbers("RescaleSlope", 1), values.numbers("RescaleIntercept", 1)),
     )
 
 

@@ -6,13 +6,14 @@ no place. Sections of DICOM PS3.3 are named where they decide.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..errors import SourceError
 from .elements import CSA_IMAGE, numbers_of
-from .frames import Frame
+from .frames import Frame, rescale
 
 MOST_TILES = 1024
 
@@ -39,7 +40,6 @@ def _group(group: Any, shared: Any) -> Frame:
 
     measures, values = item("PixelMeasuresSequence"), item("PixelValueTransformationSequence")
     content, diffusion = item("FrameContentSequence"), item("MRDiffusionSequence")
-    slope, intercept = numbers_of(values, "RescaleSlope", 1), numbers_of(values, "RescaleIntercept", 1)
     thickness = numbers_of(measures, "SliceThickness", 1)
     keys: list[tuple[str, float | str]] = []
     for place, keyword in (
@@ -66,11 +66,9 @@ def _group(group: Any, shared: Any) -> Frame:
         numbers_of(item("PlaneOrientationSequence"), "ImageOrientationPatient", 6),
         numbers_of(measures, "PixelSpacing", 2),
         thickness[0] if thickness else None,
-        1.0 if slope is None else slope[0],
-        0.0 if intercept is None else intercept[0],
-        slope is not None and intercept is not None,
-        str(content.get("StackID") or ""),
-        tuple(keys),
+        stack=str(content.get("StackID") or ""),
+        keys=tuple(keys),
+        **rescale(numbers_of(values, "RescaleSlope", 1), numbers_of(values, "RescaleIntercept", 1)),
     )
 
 
@@ -78,12 +76,14 @@ def dose_grid(dataset: Any, frame: Frame, count: int) -> tuple[Frame, ...]:
     """Frames of an RT Dose (C.8.8.3): GridFrameOffsetVector in mm along the normal, or in z of the patient.
 
     Raises:
-        SourceError: no offsets, another number of them, or a unit that is not absorbed dose.
+        SourceError: no offsets, another number of them, or no scaling.
     """
     if frame.position is None or frame.orientation is None:
         raise SourceError("no ImagePositionPatient or ImageOrientationPatient; its place is not known")
     scaling = numbers_of(dataset, "DoseGridScaling", 1)
     slope = scaling[0] if scaling else 1.0
+    if slope == 0:
+        raise SourceError("DoseGridScaling is 0: its doses are not known")
     position = np.array(frame.position)
     if count == 1:
         return (_moved(frame, position, slope, bool(scaling)),)
@@ -145,17 +145,7 @@ def mosaic(dataset: Any, frame: Frame, rows: int, columns: int) -> tuple[Frame, 
         + column * frame.spacing[0] * (rows - rows // across) / 2
     )
     return tuple(
-        Frame(
-            tuple(map(float, first + along * distance[0] * index)),
-            frame.orientation,
-            frame.spacing,
-            frame.thickness,
-            frame.slope,
-            frame.intercept,
-            frame.scaled,
-            "",
-            frame.keys,
-        )
+        replace(frame, position=tuple(map(float, first + along * distance[0] * index)), stack="")
         for index in range(tiles)
     )
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import unicodedata
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,11 @@ UNITS = {1: 1000.0, 2: 1.0, 3: 0.001}
 """mm of NIfTI's codes of length: meter, mm, micron (nifti1.h, xyzt_units)."""
 LARGEST_VOXEL_MM = 100.0
 """No scanner has larger voxels: such a unit is a slip of the writer."""
+_DAMAGED = (
+    nibabel.filebasedimages.ImageFileError,
+    nibabel.spatialimages.HeaderDataError,
+    nibabel.wrapstruct.WrapStructError,
+)
 
 
 @dataclass(frozen=True)
@@ -52,16 +58,29 @@ class NiftiCase:
 
 @dataclass(frozen=True)
 class NiftiScan:
-    """What a folder holds; ``classes`` is empty for a plain folder of images."""
+    """What a folder holds.
+
+    Attributes:
+        classes: empty for a plain folder of images.
+        layout: dataset.json and imagesTr tell what belongs to the data set.
+        notes: what the user should know.
+    """
 
     cases: tuple[NiftiCase, ...]
     classes: tuple[str, ...]
     rejected: tuple[Rejected, ...]
+    layout: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def stem(path: Path) -> str:
-    """The file name without .nii, .nii.gz, .nrrd, .seg.nrrd or .nhdr."""
-    return next((path.name[: -len(s)] for s in SUFFIXES if path.name.lower().endswith(s)), path.name)
+    """The file name without .nii, .nii.gz, .nrrd, .seg.nrrd or .nhdr, in small letters or capitals."""
+    return plain_name(next((path.name[: -len(s)] for s in SUFFIXES if path.name.lower().endswith(s)), path.name))
+
+
+def plain_name(name: str) -> str:
+    """A name in Unicode's composed form, without blanks around it: macOS takes letters and their marks apart. Pure."""
+    return unicodedata.normalize("NFC", name).strip()
 
 
 def is_nifti_name(path: Path) -> bool:
@@ -75,19 +94,18 @@ def scan_nifti(root: Path) -> NiftiScan:
     Raises:
         SourceError: dataset.json is damaged, or there are several.
     """
-    files = [path for path in walk(root) if is_nifti_name(path)]
-    folders = [
-        path.parent for path in walk(root) if path.name == DESCRIPTION and (path.parent / "imagesTr").is_dir()
-    ]
+    found = [path for path in walk(root) if is_nifti_name(path) or path.name == DESCRIPTION]
+    files = [path for path in found if path.name != DESCRIPTION]
+    folders = [path.parent for path in found if path.name == DESCRIPTION and (path.parent / "imagesTr").is_dir()]
     if len(folders) > 1:
         names = ", ".join(relative(folder, root) for folder in folders[:3])
         raise SourceError(f"{len(folders)} data sets with {DESCRIPTION} in one folder ({names}); give one of them")
     if folders:
-        return _scan_layout(folders[0], root)
+        return _scan_layout(folders[0], root, files)
     cases: dict[str, NiftiCase] = {}
     rejected = []
     for path in files:
-        name = relative(path, root)[: -len(path.name)] + stem(path)
+        name = plain_name(relative(path.parent, root) + "/").removeprefix("./") + stem(path)
         if name in cases:
             rejected.append(Rejected(relative(path, root), "another file has the same name before its suffix"))
         else:
@@ -95,7 +113,7 @@ def scan_nifti(root: Path) -> NiftiScan:
     return NiftiScan(tuple(cases[name] for name in sorted(cases)), (), tuple(rejected))
 
 
-def _scan_layout(folder: Path, root: Path) -> NiftiScan:
+def _scan_layout(folder: Path, root: Path, files: Sequence[Path]) -> NiftiScan:
     where = relative(folder / DESCRIPTION, root)
     try:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
@@ -103,31 +121,61 @@ def _scan_layout(folder: Path, root: Path) -> NiftiScan:
         raise SourceError(f"{where}: can not be read as JSON ({type(error).__name__})") from error
     if not isinstance(description, dict):
         raise SourceError(f"{where}: expected an object, found {type(description).__name__}")
-    channels: Any = description.get("channel_names")
     classes = parse_classes(description.get("labels"), where)
-    modality = parse_modality(channels or description.get("modality"))
-    split_channels = isinstance(channels, dict)
+    named: Any = description.get("channel_names")
+    channels: Any = named or description.get("modality")
+    modality = parse_modality(channels)
+    count = len(channels) if isinstance(channels, dict) else 1
     rejected: list[Rejected] = []
+    labels: dict[str, Path] = {}
+    parts: dict[str, list[Path]] = {"imagesTr": [], "imagesTs": [], "labelsTr": [], "labelsTs": []}
+    for path in files:
+        part = path.parent.name if path.parent.parent == folder else ""
+        if part in parts:
+            parts[part].append(path)
+        else:
+            rejected.append(Rejected(relative(path, root), f"outside of the folders of {where}; ingest it apart"))
+    for path in sorted(parts["labelsTr"], key=_rank):
+        if labels.setdefault(stem(path), path) != path:
+            rejected.append(Rejected(relative(path, root), "another mask has the same name before its suffix"))
+    listed = {plain_name(entry) for entry in map(_stem_of, _listed(description, where))}
+    split = is_split(parts["imagesTr"], labels.keys() or listed, count, isinstance(named, dict))
     cases: dict[str, NiftiCase] = {}
     for part, held_out in (("imagesTr", False), ("imagesTs", True)):
-        paths = sorted(path for path in (folder / part).glob("*") if path.is_file() and is_nifti_name(path))
-        for name, files in group_channels(paths, split_channels).items():
-            shown = relative(files[0], root)
-            if split_channels and len(files) != len(channels):
-                rejected.append(
-                    Rejected(shown, f"case of {len(files)} channel files, {where} names {len(channels)} channels")
-                )
-                continue
-            if name in cases:
+        for name, members in group_channels(parts[part], split).items():
+            shown = relative(members[0], root)
+            if split and len(members) != count:
+                rejected.append(Rejected(shown, f"case of {len(members)} channel files, {where} names {count} channels"))
+            elif split and count > 1 and [stem(path)[-4:] for path in members] != [f"{number:04d}" for number in range(count)]:
+                rejected.append(Rejected(shown, f"case whose {count} channel files are not numbered 0000 to {count - 1:04d}"))
+            elif name in cases:
                 rejected.append(Rejected(shown, "another case of imagesTr or imagesTs has the same name"))
-                continue
-            found = (folder / "labelsTr" / f"{name}{suffix}" for suffix in SUFFIXES)
-            label = None if held_out else next((path for path in found if path.is_file()), None)
-            cases[name] = NiftiCase(name, files, label, modality, held_out, root)
+            else:
+                kept = members if split else members[:1]
+                cases[name] = NiftiCase(name, kept, None if held_out else labels.get(name), modality, held_out, root)
+                twice = "another file has the same name before its suffix"
+                rejected += [Rejected(relative(path, root), twice) for path in members[len(kept) :]]
+    trained = {name for path in parts["imagesTr"] for name in (stem(path), _CHANNEL.sub("", stem(path)))}
+    for name, path in labels.items():
+        if name not in trained and name not in listed:
+            rejected.append(Rejected(relative(path, root), "mask without an image of this name in imagesTr"))
     for entry in _listed(description, where):
-        if not split_channels and stem(Path(entry)) not in cases:
-            rejected.append(Rejected(Path(entry).as_posix(), f"named in {where}, but not in imagesTr"))
-    return NiftiScan(tuple(cases[name] for name in sorted(cases)), classes, tuple(rejected))
+        if _stem_of(entry) not in trained:
+            rejected.append(Rejected(relative(folder / entry, root), f"named in {where}, but not in imagesTr"))
+    notes = (f"{len(parts['labelsTs'])} masks in labelsTs are not read: images of imagesTs are held out",) if parts["labelsTs"] else ()
+    return NiftiScan(tuple(cases[name] for name in sorted(cases)), classes, tuple(rejected), True, notes)
+
+
+_CHANNEL = re.compile(r"(?<=.)_\d{4}$")
+
+
+def _rank(path: Path) -> tuple[int, str]:
+    """Which of several files of one stem counts: the first by kind, then by name."""
+    return next(number for number, suffix in enumerate(SUFFIXES) if path.name.lower().endswith(suffix)), path.name
+
+
+def _stem_of(entry: str) -> str:
+    return stem(Path(entry.replace("\\", "/")))
 
 
 def _listed(description: dict[str, Any], where: str) -> list[str]:
@@ -138,12 +186,36 @@ def _listed(description: dict[str, Any], where: str) -> list[str]:
     return [str(e["image"]) for e in entries if isinstance(e, dict) and "image" in e]
 
 
+def is_split(paths: Sequence[Path], known: Collection[str], channels: int, named: bool) -> bool:
+    """True if each file is one channel, ``name_0000.nii.gz`` (nnU-Net), False if it is a whole case. Pure.
+
+    What lies there decides: the names of the masks, else the numbers of the channels, else what kind of dataset.json it is.
+
+    Args:
+        paths: images.
+        known: names of cases: of the masks, or of the list in dataset.json.
+        channels: how many dataset.json names.
+        named: they stand under ``channel_names``, as nnU-Net has it since version 2.
+    """
+    whole = {stem(path) for path in paths}
+    parts = {name: _CHANNEL.sub("", name) for name in whole}
+    as_whole, as_parts = len(whole & set(known)), len(set(parts.values()) & set(known))
+    if as_whole != as_parts:
+        return as_parts > as_whole
+    if named:
+        return True
+    wanted = {f"{number:04d}" for number in range(channels)}
+    found: dict[str, set[str]] = {}
+    for name, case in parts.items():
+        found.setdefault(case, set()).add(name[len(case) + 1 :])
+    return bool(found) and all(numbers == wanted for numbers in found.values())
+
+
 def group_channels(paths: Sequence[Path], split: bool) -> dict[str, tuple[Path, ...]]:
     """Case name -> files; with ``split``, ``name_0000.nii.gz`` is channel 0 of case ``name`` (nnU-Net). Pure."""
     cases: dict[str, list[Path]] = {}
-    for path in sorted(paths, key=lambda path: path.name):
-        match = re.fullmatch(r"(.+)_\d{4}", stem(path)) if split else None
-        cases.setdefault(match.group(1) if match else stem(path), []).append(path)
+    for path in sorted(paths, key=lambda path: (stem(path), path.name)):
+        cases.setdefault(_CHANNEL.sub("", stem(path)) if split else stem(path), []).append(path)
     return {name: tuple(files) for name, files in cases.items()}
 
 
@@ -151,7 +223,7 @@ def parse_classes(labels: Any, where: str) -> tuple[str, ...]:
     """Class names by mask value, from MSD's ``{"0": "background"}`` or nnU-Net's ``{"background": 0}``. Pure.
 
     Raises:
-        SourceError: not one of the two, or the values are not 0, 1, 2, ...
+        SourceError: not one of the two, the values are not 0, 1, 2, ..., or the background is not 0.
     """
     if labels is None:
         return ()
@@ -172,6 +244,9 @@ def parse_classes(labels: Any, where: str) -> tuple[str, ...]:
             f"{where}: labels: expected the values 0 to {len(labels) - 1}, each once; found "
             f"{', '.join(map(str, sorted(by_value)))}"
         )
+    misplaced = [value for value, name in by_value.items() if value and name.strip().lower() == "background"]
+    if misplaced:
+        raise SourceError(f"{where}: labels: expected the background as value 0, found it as {misplaced[0]}")
     return tuple(by_value[value] for value in sorted(by_value))
 
 
@@ -200,15 +275,15 @@ def read_nifti(path: Path, root: Path = Path(), modality: str = "") -> Volume:
         return nrrd.read_nrrd(path, root, modality)
     name = relative(path, root)
     try:
-        image = nibabel.load(path)
+        image = _load(path)
         header: Any = image.header
         if header.get_data_dtype().fields is not None or header.get_data_dtype().kind == "c":
             raise SourceError(f"{name}: colour or complex voxels are not supported yet, expected numbers")
-        array = np.asarray(image.dataobj, dtype=np.float32)  # type: ignore[attr-defined]
-        affine = np.asarray(image.affine, dtype=np.float64)  # type: ignore[attr-defined]
+        array = np.asarray(image.dataobj, dtype=np.float32)
+        affine = np.asarray(image.affine, dtype=np.float64)
     except SourceError:
         raise
-    except (OSError, EOFError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as error:
+    except (OSError, EOFError, ValueError, zlib.error, *_DAMAGED) as error:
         raise SourceError(f"{name}: not a NIfTI file, or truncated or damaged ({type(error).__name__})") from error
     if array.ndim == 4 and array.shape[3] == 1:
         array = array[..., 0]
@@ -232,6 +307,16 @@ def read_nifti(path: Path, root: Path = Path(), modality: str = "") -> Volume:
         raise SourceError(f"{name}: sheared affine is not supported yet, expected perpendicular axes")
     array, note = filled(np.ascontiguousarray(array.transpose((2, 1, 0, 3)[: array.ndim])), modality)
     return Volume(array, affine, modality, source=(path,), notes=(*notes, note) if note else tuple(notes))
+
+
+def _load(path: Path) -> Any:
+    """`nibabel.load`, which looks for another file than asked for where an ending mixes small letters and capitals."""
+    if path.name.endswith((".nii", ".nii.gz")) or not path.is_file():
+        return nibabel.load(path)
+    holder = nibabel.FileHolder(str(path))
+    with holder.get_prepare_fileobj("rb") as file:
+        second = 540 in (int.from_bytes(start := file.read(4), "little"), int.from_bytes(start, "big"))
+    return (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_file_map({"image": holder})
 
 
 def read_case(case: NiftiCase) -> Volume:

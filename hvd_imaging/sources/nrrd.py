@@ -57,6 +57,15 @@ class _Header:
     end: int  # where attached voxels begin
 
 
+@dataclass(frozen=True)
+class Segment:
+    """A structure of a segmentation: its name (raw: free text), the layer it lies in, and its value there."""
+
+    name: str = field(repr=False)
+    layer: int
+    value: int
+
+
 def is_nrrd_name(path: Path) -> bool:
     """True for .nrrd and .nhdr; not for the ``._name`` shadows that macOS leaves in archives."""
     return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")
@@ -71,6 +80,27 @@ def detached(path: Path) -> Path | None:
     except (SourceError, OSError):
         return None
     return path.parent / name if name and not re.search(r"%|\s|^LIST", name) else None
+
+
+def segments(path: Path) -> tuple[Segment, ...]:
+    """The segments that 3D Slicer describes in a header, in their order; () if it describes none. Never raises."""
+    if not is_nrrd_name(path):
+        return ()
+    try:
+        header = _header(path)
+        layers = len(header.fields.get("sizes", "").split()) == 4
+        numbers = sorted(int(match[1]) for key in header.pairs if (match := re.fullmatch(r"Segment(\d{1,6})_Name", key)))
+        return tuple(
+            Segment(
+                header.pairs[f"Segment{number}_Name"].strip(),
+                # Files of before layers could be shared have one segment a layer, of the value 1.
+                int(header.pairs.get(f"Segment{number}_Layer", number if layers else 0)),
+                int(header.pairs.get(f"Segment{number}_LabelValue", 1)),
+            )
+            for number in numbers
+        )
+    except (SourceError, OSError, ValueError):
+        return ()
 
 
 def read_nrrd(path: Path, root: Path = Path(), modality: str = "") -> Volume:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 
@@ -31,7 +31,9 @@ _NAMES = {
 }
 """What may tell apart images at one position, first the most telling, and what a part is called after it."""
 _TIMES = ("TriggerTime", "FrameReferenceTime", "AcquisitionTime", "AcquisitionNumber", "NominalCardiacTriggerDelayTime")
-_MOST_KEYS = 3
+Value = float | str | None
+"""Of a property; None: the frame does not have it, as a frame of b=0 has no direction (PS3.3 C.8.13.5.9)."""
+Keys = dict[str, float | str]
 _LEAST_STACK = 8
 """So many slices a stack must have, and four times those of another plane, before those are set aside."""
 
@@ -68,9 +70,7 @@ def volumes_of(members: Sequence[Header]) -> tuple[list[tuple[str, list[Piece]]]
     """
     # A damaged header has no frames: it keeps its place among the others, and reading says what is wrong.
     placed = [header for header in members if header.geometry == "patient"]
-    flat = sorted(
-        (header for header in members if header.geometry != "patient"), key=lambda header: (header.number, header.path)
-    )
+    flat, copies = _views(header for header in members if header.geometry != "patient")
     volumes: list[tuple[str, list[Piece]]] = []
     aside: list[tuple[str, str]] = []
     broken = [Piece(header, Frame(), 0) for header in placed if header.problem or not header.frames]
@@ -86,7 +86,25 @@ def volumes_of(members: Sequence[Header]) -> tuple[list[tuple[str, list[Piece]]]
     alone = len(flat) == 1 and not volumes
     for number, header in enumerate(flat, 1):
         volumes.append(("" if alone else f"image {number}", pieces_of(header) or [Piece(header, Frame(), 0)]))
-    return volumes, aside
+    return volumes, [*aside, *copies]
+
+
+def _views(headers: Iterable[Header]) -> tuple[list[Header], list[tuple[str, str]]]:
+    """Images without a place, in the order of their numbers whatever their files are called; and copies of them.
+
+    The same instance with another number or size is no copy: some archives give one SOPInstanceUID to all their files.
+    """
+    ordered = sorted(headers, key=lambda header: (header.number, header.instance, header.path))
+    known: dict[tuple[object, ...], Header] = {}
+    kept: list[Header] = []
+    aside: list[tuple[str, str]] = []
+    for header in ordered:
+        mark = (header.instance, header.number, header.frame_size, header.count, header.image_type, header.frames)
+        if header.instance and known.setdefault(mark, header) is not header:
+            aside.append((header.name, "a copy: another file of its series holds the same instance"))
+        else:
+            kept.append(header)
+    return kept, aside
 
 
 def regular(pieces: list[Piece]) -> tuple[list[Piece], list[tuple[str, str]]]:
@@ -170,38 +188,77 @@ def split(pieces: list[Piece]) -> list[tuple[str, list[Piece]]]:
     if max(repeats.values()) == 1 or len(set(repeats.values())) > 1:
         return whole
     keys = {number: dict(pieces[number].frame.keys) for number in single}
-    names = [
-        name
-        for name in _NAMES
-        if all(name in keys[number] for number in single) and len({keys[number][name] for number in single}) > 1
-    ]
-    for size in range(1, _MOST_KEYS + 1):
-        for chosen in combinations(names, size):
-            groups: dict[tuple[float | str, ...], list[int]] = {}
-            for number in single:
-                groups.setdefault(tuple(keys[number][name] for name in chosen), []).append(number)
-            if len(groups) > 1 and _clean(groups.values(), place, len(repeats)):
-                return _named(pieces, groups, chosen, copies)
-    for name in names:
-        if name in _TIMES:
+    chosen = _parting(single, place, keys)
+    if chosen:
+        return _named(pieces, _groups(single, keys, chosen), chosen, copies)
+    for name in _TIMES:
+        if all(name in keys[number] for number in single) and len({keys[number][name] for number in single}) > 1:
             ranked = _by_rank(single, place, keys, name)
             if ranked:
                 return _named(pieces, ranked, (name,), copies)
     return whole
 
 
-def _clean(groups: Iterable[list[int]], place: Sequence[int], count: int) -> bool:
-    return all(len(group) == count == len({place[number] for number in group}) for group in groups)
+def _groups(single: Sequence[int], keys: Mapping[int, Keys], names: Sequence[str]) -> dict[tuple[Value, ...], list[int]]:
+    """Frames by their values of some properties; a property that a frame does not have is a value like any other."""
+    groups: dict[tuple[Value, ...], list[int]] = {}
+    for number in single:
+        groups.setdefault(tuple(keys[number].get(name) for name in names), []).append(number)
+    return groups
+
+
+def _parting(single: Sequence[int], place: Sequence[int], keys: Mapping[int, Keys]) -> tuple[str, ...]:
+    """The fewest properties whose values are the volumes: each has every position once; () if there are none.
+
+    A property that parts cleanly together with others is the same all over a volume. So the frames of each of its values are
+    whole volumes: they have all positions equally often, and there are no more values than volumes. What fails this alone, fails it
+    with others too, which leaves few combinations.
+    """
+    spots = np.unique([place[number] for number in single], return_inverse=True)[1]
+    count = int(spots.max()) + 1
+    volumes = len(single) // count
+    known = [name for name in _NAMES if any(name in keys[number] for number in single)]
+    codes = {}
+    for name in known:
+        values: dict[Value, int] = {}
+        codes[name] = np.array([values.setdefault(keys[number].get(name), len(values)) for number in single])
+    level: list[tuple[tuple[str, ...], np.ndarray]] = [((), np.zeros(len(single), int))]
+    while level:
+        finer: list[tuple[tuple[str, ...], np.ndarray]] = []
+        for names, before in level:
+            for name in known[known.index(names[-1]) + 1 if names else 0 :]:
+                joint = before * (int(codes[name].max()) + 1) + codes[name]
+                parts = np.unique(joint, return_inverse=True)[1]
+                groups = int(parts.max()) + 1
+                if not int(before.max()) + 1 < groups <= volumes:
+                    continue
+                table = np.bincount(parts * count + spots, minlength=groups * count).reshape(groups, count)
+                if (table != table[:, :1]).any():
+                    continue
+                if groups == volumes:
+                    return _with_b((*names, name), codes)
+                finer.append(((*names, name), parts))
+        level = finer
+    return ()
+
+
+def _with_b(names: tuple[str, ...], codes: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """Directions are called by their b-value too, if each has one: it says more than their number."""
+    b, direction = "DiffusionBValue", "DiffusionGradientOrientation"
+    if direction not in names or b in names or b not in codes:
+        return names
+    told = {(way, value) for way, value in zip(codes[direction].tolist(), codes[b].tolist(), strict=True)}
+    return (b, *names) if len(told) == len({way for way, _ in told}) else names
 
 
 def _by_rank(
-    single: Sequence[int], place: Sequence[int], keys: dict[int, dict[str, float | str]], name: str
-) -> dict[tuple[float | str, ...], list[int]]:
+    single: Sequence[int], place: Sequence[int], keys: Mapping[int, Keys], name: str
+) -> dict[tuple[Value, ...], list[int]]:
     """The k-th in time at each position, if no two are at the same time."""
     places: dict[int, list[int]] = {}
     for number in single:
         places.setdefault(place[number], []).append(number)
-    groups: dict[tuple[float | str, ...], list[int]] = {}
+    groups: dict[tuple[Value, ...], list[int]] = {}
     for members in places.values():
         values = [keys[number][name] for number in members]
         if len(set(values)) != len(values) or len({type(value) for value in values}) > 1:
@@ -213,19 +270,34 @@ def _by_rank(
 
 def _named(
     pieces: list[Piece],
-    groups: dict[tuple[float | str, ...], list[int]],
+    groups: dict[tuple[Value, ...], list[int]],
     names: tuple[str, ...],
     copies: dict[int, int],
 ) -> list[tuple[str, list[Piece]]]:
     """Parts in the order of their values; called by number, except b-values: other values might identify."""
-    ranks = [{value: rank for rank, value in enumerate(sorted({key[i] for key in groups}), 1)} for i in range(len(names))]
+    ranks = [
+        {value: rank for rank, value in enumerate(sorted({key[i] for key in groups} - {None}, key=_order), 1)} for i in range(len(names))
+    ]
     result = []
-    for key in sorted(groups):
+    taken: Counter[str] = Counter()
+    for key in sorted(groups, key=lambda key: [_order(value) for value in key]):
         words = [
             f"b={value:g}" if name == "DiffusionBValue" and isinstance(value, float) else f"{_NAMES[name]} {ranks[i][value]}"
             for i, (name, value) in enumerate(zip(names, key, strict=True))
+            if value is not None
         ]
+        part = ", ".join(words) or f"no {_NAMES[names[0]]}"
+        taken[part] += 1
+        if taken[part] > 1:  # b-values that differ in digits that are not shown
+            part = f"{part} ({taken[part]})"
         members = set(groups[key])
         members |= {copy for copy, original in copies.items() if original in members}
-        result.append((", ".join(words), [pieces[number] for number in sorted(members)]))
+        result.append((part, [pieces[number] for number in sorted(members)]))
     return result
+
+
+def _order(value: Value) -> tuple[int, float, str]:
+    """Absent first, then numbers, then texts."""
+    if value is None:
+        return 0, 0.0, ""
+    return (1, value, "") if isinstance(value, float) else (2, 0.0, str(value))

@@ -281,6 +281,24 @@ def make_large_series(folder: Path, index: int, shape: tuple[int, int, int], see
     return 2 * int(np.prod(shape))
 
 
+def make_single_images(folder: Path, count: int, side: int, seed: int = 0) -> int:
+    """Write ``count`` uncompressed CT images of ``side`` x ``side`` in one folder, each a series and a patient: smooth, with noise.
+
+    Returns:
+        Bytes of their pixels.
+    """
+    folder.mkdir(parents=True)
+    for index in range(count):
+        patient = draw_patient(seed, index)
+        random = np.random.default_rng([seed, index, 5])
+        waves = [np.sin(np.outer(random.uniform(1, 4, 3), np.linspace(0, np.pi, side)) + random.uniform(0, 6, (3, 1))) for _ in range(2)]
+        hu = 300 * np.einsum("ki,kj->ij", *waves) + random.normal(0, NOISE_HU, (side, side))
+        patient = replace(patient, acquisition=replace(patient.acquisition, shape=(1, side, side), slope=1.0, intercept=-1024.0, signed=False))
+        stored = np.clip(np.round(hu + 1024), 0, 4095).astype("<u2")
+        _ct_slice(patient, 0, stored).save_as(folder / f"{index:05d}.dcm", enforce_file_format=True)
+    return 2 * count * side * side
+
+
 def _write_patient(folder: Path, patient: PhantomPatient) -> None:
     acquisition = patient.acquisition
     points = acquisition.points()

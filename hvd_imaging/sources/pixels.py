@@ -71,12 +71,27 @@ def stored_values(header: Header) -> np.ndarray:
     """
     _check_size(header)
     if header.offset >= 0 and header.samples == 1 and header.bits_allocated in (8, 16, 32):
-        array = _within_bits(_plain(header), header)
+        cells = _plain(header)
+        array = _keep_padding(cells, _within_bits(cells, header), header)
     else:
         array = _decoded(header)
-    if header.photometric == "MONOCHROME1" and header.modality not in MEASURED and array.dtype.kind in "iu":
+    if _is_inverted(header, array.dtype):
         array = _inverted(array, header)
     return cut_tiles(array[0], header.tiles) if header.tiles else array
+
+
+def padding_in(header: Header, dtype: np.dtype) -> tuple[float, float] | None:
+    """Lowest and highest of the values, as `stored_values` gives them in ``dtype``, that are padding; None if none are. Pure."""
+    if header.padding is None or header.colour:
+        return None
+    if not _is_inverted(header, dtype):
+        return header.padding
+    low, high = (_flipped(value, header, dtype) for value in header.padding)
+    return high, low
+
+
+def _is_inverted(header: Header, dtype: np.dtype) -> bool:
+    return header.photometric == "MONOCHROME1" and header.modality not in MEASURED and dtype.kind in "iu"
 
 
 def scale(stored: np.ndarray, header: Header, frame: Frame, units: Units, out: np.ndarray) -> None:
@@ -177,9 +192,29 @@ def _within_bits(array: np.ndarray, header: Header, low: int | None = None) -> n
 
 def _inverted(array: np.ndarray, header: Header) -> np.ndarray:
     """MONOCHROME1 (small is bright) in the sense of MONOCHROME2; the range of values stays."""
+    return _flipped(array, header, array.dtype)
+
+
+def _flipped(value: Any, header: Header, dtype: np.dtype) -> Any:
     if header.signed:
-        return -1 - array
-    return ((1 << min(header.bits_stored, 8 * array.dtype.itemsize)) - 1) - array
+        return -1 - value
+    return ((1 << min(header.bits_stored, 8 * dtype.itemsize)) - 1) - value
+
+
+def _keep_padding(cells: np.ndarray, array: np.ndarray, header: Header) -> np.ndarray:
+    """``array`` with padding that BitsStored can not hold as the whole cell has it: cut to the stored bits it would look like tissue."""
+    if header.padding is None or header.colour or array.dtype.kind not in "iu":
+        return array
+    low, high = header.padding
+    least = -(1 << (header.bits_stored - 1)) if header.signed else 0
+    if least <= low and high < least + (1 << header.bits_stored):
+        return array
+    padded = (cells >= low) & (cells <= high)
+    if not padded.any():
+        return array
+    array = array.astype(np.int64 if array.dtype.itemsize > 2 else np.int32)
+    array[padded] = cells[padded]
+    return array
 
 
 def _cut(header: Header) -> SourceError:

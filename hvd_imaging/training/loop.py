@@ -23,6 +23,7 @@ from .. import models
 from ..communicator import together
 from ..config import RunConfig, TrainConfig
 from ..errors import ConfigError, PeerError, RunError, on_all_ranks
+from ..models import losses
 from ..models.spec import ModelSpec
 from ..monitoring.monitor import Monitor
 from ..monitoring.stragglers import stragglers
@@ -144,6 +145,8 @@ class Trainer:
         manifest = together(hvd, lambda: load_signed(config.data.dataset, config.data.public_key))
         self.files_hash = manifest.files_hash()
         self.spec = together(hvd, lambda: make_spec(config, manifest, directory.name))
+        self.loss = losses.kind_for(self.spec.task, config.train.loss)
+        self.loss_title = losses.title(self.loss, config.train.class_weights is not None)
         _prepare_numerics(config.train)
         dataset = Path(config.data.dataset)
         self.cache = together(hvd, lambda: open_cache(config.data.cache, dataset, manifest, world, self._say))
@@ -214,7 +217,7 @@ class Trainer:
             self.net, self.optimizer, weights_of_class, config.train, self.exchange, self.cut.micro, self.start.training, self.columns
         )
         judged, _ = self._on_slabs(models.inference_model(self.model))
-        self.validate_batch = make_validation_step(judged, self.spec.task)
+        self.validate_batch = make_validation_step(judged, self.spec.task, self.loss, weights_of_class)
 
         self.log = EventLog(directory, active=world.is_root)
         self.board = TensorBoard(directory, active=world.is_root and config.output.tensorboard)
@@ -248,7 +251,7 @@ class Trainer:
             self._judge_start()
 
     def _judge_start(self) -> None:
-        record = validate(self.validation, self.validate_batch, self.hvd, self.spec, self.mark)
+        record = validate(self.validation, self.validate_batch, self.hvd, self.spec, self.loss, self.mark)
         name, sign = MONITORS[self.spec.task]
         if self.position.best.update(float(sign * record[name]), -1):
             self._keep_best({"epoch": -1, "step": 0, name: record[name]})
@@ -404,7 +407,7 @@ class Trainer:
         record = epoch_record(position, rate, times, self.spec.task)
         due = whole and (position.epoch + 1) % train.validate_every == 0
         if self.validation.samples and (due or position.total >= self.last_step or position.epoch + 1 == train.epochs):
-            record |= validate(self.validation, self.validate_batch, self.hvd, self.spec, self.mark)
+            record |= validate(self.validation, self.validate_batch, self.hvd, self.spec, self.loss, self.mark)
         name, sign = MONITORS[self.spec.task]
         name = name if name in record or self.validation.samples else "loss"
         if name in record and self.start.settled(position.total, self.last_step):
@@ -415,7 +418,7 @@ class Trainer:
             if is_best or missing:
                 self._keep_best({"epoch": position.epoch, "step": position.total, name: record[name]})
             record["best"] = is_best
-        self.log.write("epoch", step=position.total, world_size=world.size, **record)
+        self.log.write("epoch", step=position.total, world_size=world.size, loss_title=self.loss_title, **record)
         self.board.epoch(record)
         self.tracker.epoch(record)
         self.report.epoch(record)

@@ -25,6 +25,7 @@ from ..shards.manifest import save as save_manifest
 from ..world import World
 from . import checkpoint
 from .layout import BEST, CONFIG, RECORD, SCRIPTS
+from .place import find_dataset
 
 # A resumed run may change these and nothing else: all other keys decide what is learned.
 _FREE_ON_RESUME = (
@@ -64,6 +65,24 @@ def load_run(run_dir: str | Path) -> Run:
     except ConfigError as error:
         raise RunError(f"the run's own configuration is damaged: {error}") from error
     return Run(directory, config, ModelSpec.load(directory))
+
+
+def located(run: Run, dataset: str | Path | None = None) -> Run:
+    """The run with the place where its dataset is now; see :func:`hvd_imaging.training.place.find_dataset`.
+
+    Args:
+        dataset: given by the user.
+
+    Raises:
+        DatasetError, RunError: it is not found, or ``dataset`` is another one.
+    """
+    found = find_dataset(run.directory, run.config.data.dataset, run.spec.dataset_hash, dataset)
+    return Run(run.directory, with_dataset(run.config, found), run.spec)
+
+
+def with_dataset(config: RunConfig, dataset: Path) -> RunConfig:
+    """The configuration with ``data.dataset`` as an absolute path, which means the same from every folder."""
+    return config.model_copy(update={"data": config.data.model_copy(update={"dataset": str(dataset.resolve())})})
 
 
 def load_trained(run: Run) -> Any:
@@ -106,6 +125,7 @@ def claim(
     save_manifest(directory, manifest)
     spec.save(directory)
     write_json(directory / RECORD, record(spec, world, manifest.files_hash(), hosts))
+    config = with_dataset(config, Path(config.data.dataset))
     write_text(directory / CONFIG, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 

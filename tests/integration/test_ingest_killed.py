@@ -46,7 +46,7 @@ def test_a_killed_ingest_goes_on(archive, tmp_path):
         command(archive, tmp_path / "data", "--key-file", tmp_path / "key"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 60
-    while len(list(staging.glob("*.json"))) < 3 and process.poll() is None and time.monotonic() < deadline:
+    while len(list(staging.glob("*.case"))) < 3 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     assert process.wait(30) == -signal.SIGKILL, "it was not killed in the middle"
@@ -54,7 +54,8 @@ def test_a_killed_ingest_goes_on(archive, tmp_path):
 
     # What stands ready can not be read any more, and nothing tells so but its content: it must not be needed.
     redactor = Redactor(load_or_make_key(tmp_path / "key"), archive)
-    ready = {json.loads(path.read_text())["path"] for path in staging.glob("*.json")}
+    cases = [path.read_bytes() for path in staging.glob("*.case")]
+    ready = {json.loads(case[8 : 8 + int.from_bytes(case[:8], "little")])["path"] for case in cases}
     spoiled = 0
     for first in sorted(archive.glob("*/0000.dcm")):
         if redactor.reference(first) in ready:

@@ -19,7 +19,7 @@ from hvd_imaging.cli.dataset import command as dataset_command
 from hvd_imaging.communicator import Alone
 from hvd_imaging.config import PreprocessConfig, ShardConfig, SplitConfig
 from hvd_imaging.shards import manifest as manifests
-from hvd_imaging.shards.writer import Record, write_dataset
+from hvd_imaging.shards.writer import Record, describe, write_dataset
 from hvd_imaging.sources.phantom import draw_patient
 
 AFFINE = np.diag([1.0, 1.0, 5.0, 1.0])[[2, 1, 0, 3]]  # D along z, W along x
@@ -178,6 +178,77 @@ def test_neighbouring_frames(chests, tmp_path):
     # Projections are no frames.
     splits = {"train": [record("1", chests[0].max(0)[None])], "test": [record("2", chests[1].max(0)[None])]}
     assert not found(write(tmp_path / "mip", splits, "mip"))
+
+
+def visit(volume, seed, degrees=2.0):
+    """The same anatomy on another day: the head lies otherwise, the coil is another one, and there is noise."""
+    random = np.random.default_rng(seed)
+    moved = ndimage.rotate(volume, degrees, (1, 2), reshape=False, order=1, mode="nearest")
+    moved = ndimage.shift(moved, random.uniform(-1, 1, 3), order=1, mode="nearest")
+    slope = np.linspace(0.9, 1.1, volume.shape[1])[None, :, None]
+    return (moved * slope + random.normal(0, 0.03, volume.shape)).clip(0, 1)
+
+
+def of_splits(volumes, visits):
+    """Patients over the splits, and visits of the first ones, under other names, in test."""
+    members = [record(f"{n:x}", volume) for n, volume in enumerate(volumes)]
+    again = [record(f"{0xA0 + n:x}", visit(volumes[n], n)) for n in range(visits)]
+    return {"train": members[: len(members) * 2 // 3], "test": [*members[len(members) * 2 // 3 :], *again]}
+
+
+def patients(count, own):
+    """Smooth fields (20, 30, 30) with something in common, and as much of their own."""
+    random = np.random.default_rng(1)
+    common = ndimage.gaussian_filter(random.normal(size=(20, 30, 30)), 3)
+    fields = [own * ndimage.gaussian_filter(random.normal(size=common.shape), 3) + common for _ in range(count)]
+    return [((field - field.min()) / np.ptp(field)).astype(np.float32) for field in fields]
+
+
+def suspected(splits):
+    """Pairs that would be suspected in a dataset of these records, without writing it."""
+    members = [(split, each) for split, records in splits.items() for each in records]
+    samples = [describe(each, 1, "shard", ShardConfig(chunk=(1, 1, 1)), split) for split, each in members]
+    known = {each.id: prints.fingerprint(each.image, each.affine) for _, each in members}
+    near: list[leaks.Nearest] = [{}, {}]  # as two ranks share the work
+    for rank in (0, 1):
+        for one, two, far in leaks.compared(samples, known, (rank, 2)):
+            if leaks.same_image(one, two, far, flat=False) is None:
+                leaks.note_near(near[rank], one.id, two.id, far)
+    return {frozenset(id.lstrip("0") or "0" for id in leak.samples) for leak in leaks.like_anatomy(samples, leaks.merged(near))}
+
+
+def test_visits_of_a_patient_in_two_splits_are_suspected(tmp_path):
+    volumes = patients(24, own=1.0)
+    splits = of_splits(volumes, 3)
+    assert suspected(splits) == {frozenset({f"{n:x}", f"{0xA0 + n:x}"}) for n in range(3)}
+    assert suspected(of_splits(volumes[:6], 1)) == set()  # too few to know what is usual
+    folder = write(tmp_path / "data", splits)
+    result = run(dataset_command, "audit", folder)
+    assert result.exit_code == 0 and "perhaps one patient: " in result.output and "3 pairs of volumes" in result.output
+    report = json.loads(run(dataset_command, "audit", folder, "--json").stdout)
+    assert report["passed"] and all(0 < leak["distance"] < leak["usual"] for leak in report["suspicions"])
+
+
+def test_patients_who_are_all_alike_are_not_suspected():
+    """As synthetic chests, and images of single slices, are: nothing can be said of them."""
+    volumes = patients(24, own=0.3)
+    found = [far(of(one), of(two)) for one, two in itertools.combinations(volumes[:8], 2)]
+    assert min(found) > leaks.SAME and np.median(found) < leaks.TELLING
+    assert suspected(of_splits(volumes, 0)) == set()
+
+
+@pytest.mark.shared
+def test_real_patients_are_not_suspected_and_visits_are(shared_data):
+    import nibabel
+
+    volumes = []
+    for path in sorted((shared_data / "hippocampus" / "imagesTr").glob("*.nii.gz"))[::4]:
+        array = np.asarray(nibabel.load(path).dataobj, np.float32).transpose(2, 1, 0)
+        low, high = np.quantile(array, (0.005, 0.995))
+        volumes.append(((array - low) / (high - low)).clip(0, 1))
+    pairs = suspected(of_splits(volumes, 12))
+    expected = {frozenset({f"{n:x}", f"{0xA0 + n:x}"}) for n in range(12)}
+    assert pairs <= expected and len(pairs) >= 9
 
 
 def test_empty_images_are_not_alike(tmp_path):

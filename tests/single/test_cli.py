@@ -47,6 +47,15 @@ def test_every_command_of_the_table_can_be_loaded(name):
     assert command.help
 
 
+@pytest.mark.parametrize("words", subcommands(), ids=" ".join)
+def test_o_is_short_for_where_to(words):
+    """Whoever has typed -o for one command types it for the next."""
+    command = entry.cli.get_command(None, words[0])
+    options = [option for option in (command.commands[words[1]] if len(words) > 1 else command).params if isinstance(option, click.Option)]
+    for option in options:
+        assert ("--out" in option.opts) == ("-o" in option.opts), option.opts
+
+
 @pytest.mark.parametrize("words", [(), *subcommands()], ids=" ".join)
 def test_help_is_light_and_ends_well(words):
     done = run(*words, "--help", watch=True)

@@ -128,6 +128,26 @@ def test_the_command_says_it_for_one_and_for_several(tmp_path):
         CliRunner().invoke(command, [str(tmp_path / "runs/a")], catch_exceptions=False)
 
 
+def test_without_a_name_all_runs_of_this_place_are_told(tmp_path, monkeypatch):
+    from hvd_imaging.cli.status import command
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RunError, match="no runs below runs/.*name a RUN_DIR.*hvd-imaging train run.yaml"):
+        CliRunner().invoke(command, [], catch_exceptions=False)
+    make_dataset(tmp_path / "data", samples=3)
+    for name in ("runs/b", "runs/group/deeper/c", "runs/group/a", "runs/b/compressed/model", "runs/1/2/3/too-deep", "elsewhere/d"):
+        make_run(tmp_path / name, tmp_path / "data")
+    (tmp_path / "runs/queued/slurm").mkdir(parents=True)
+    (tmp_path / "runs/queued/slurm/submit.json").write_text('{"submissions": [{"jobs": []}]}')
+    result = CliRunner().invoke(command, ["--json"], catch_exceptions=False)
+    assert [status["run_dir"] for status in json.loads(result.stdout)] == ["runs/b", "runs/group/a", "runs/group/deeper/c", "runs/queued"]
+    table = CliRunner().invoke(command, [], catch_exceptions=False).stdout
+    assert "runs/group/deeper/c" in table and "0.2500" in table
+    # from inside of a run: this one; a list even so
+    monkeypatch.chdir(tmp_path / "runs/b")
+    assert [status["run_dir"] for status in json.loads(CliRunner().invoke(command, ["--json"], catch_exceptions=False).stdout)] == ["."]
+
+
 def test_logs(tmp_path):
     with pytest.raises(RunError, match="no output of a job"):
         logs.files(tmp_path)

@@ -118,17 +118,24 @@ def test_the_command_writes_a_card_and_says_what_was_missed(runs, tmp_path, meas
 
 
 def test_what_can_not_be_calibrated_is_refused_before_any_work(runs, tmp_path):
-    with pytest.raises(DatasetError, match="is not there"):
+    with pytest.raises(DatasetError, match="no manifest.json"):
         compress(runs / "unet", recipe(FREEZE), tmp_path / "out", Horovod(), dataset=tmp_path / "nowhere")
     make_dataset(tmp_path / "nothing", samples=3, split=(1.0, 0.0))
-    with pytest.raises((DatasetError, RunError), match=r"split|cases"):
-        compress(runs / "unet", recipe(FREEZE), tmp_path / "out", Horovod(), dataset=tmp_path / "nothing")
     shutil.copytree(runs / "seg", tmp_path / "other")
     manifest = json.loads((tmp_path / "other/manifest.json").read_text())
     manifest["preprocess"]["spacing"] = [9, 9, 9]
     (tmp_path / "other/manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises((DatasetError, RunError), match=r"preprocess|manifest"):
-        compress(runs / "unet", recipe(FREEZE), tmp_path / "out", Horovod(), dataset=tmp_path / "other")
+    for name, fault in (("nothing", r"split|cases"), ("other", r"preprocess|manifest")):
+        with pytest.raises(RunError, match="expected the dataset"):
+            compress(runs / "unet", recipe(FREEZE), tmp_path / "out", Horovod(), dataset=tmp_path / name)
+        # the same at the place where the run's dataset was
+        run = tmp_path / "far" / name / "a/b/run"
+        shutil.copytree(runs / "unet", run)
+        values = yaml.safe_load((run / "run.yaml").read_text())
+        values["data"]["dataset"] = str(tmp_path / name)
+        (run / "run.yaml").write_text(yaml.safe_dump(values))
+        with pytest.raises((DatasetError, RunError), match=fault):
+            compress(run, recipe(FREEZE), tmp_path / "out", Horovod())
     assert not (tmp_path / "out").exists()
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from datasets import make_dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from runs import PATCH, make_run
 
 from hvd_imaging.communicator import Alone
@@ -19,8 +21,11 @@ from hvd_imaging.inference.evaluate import (
     check_dataset,
     evaluate_with,
     extremes,
+    failing_class,
+    failing_plane,
     segmentation_figures,
     summarize,
+    why,
 )
 from hvd_imaging.models.spec import ModelSpec
 from hvd_imaging.shards import manifest as manifests
@@ -178,6 +183,51 @@ def test_the_slice_shown_holds_the_most_truth():
     assert best_plane(truth, found) == 4
     truth[1, :2] = 1
     assert best_plane(truth, found) == 1
+
+
+CLASSES = ("background", "a", "b", "c")
+
+
+def _told(truth, found):
+    """(class, slice, caption) of the slice that stands for a failure."""
+    dice = segmentation_figures(truth, found, (1.0, 1.0, 1.0), CLASSES)["dice"]
+    focus = failing_class(truth, found, list(dice.values()))
+    plane = failing_plane(truth, found, focus)
+    return focus, plane, why(truth, found, plane, focus, CLASSES, dice)
+
+
+def test_the_slice_of_a_bad_case_shows_the_class_that_fails():
+    truth, found = np.zeros((2, 6, 8, 8), np.uint8)
+    assert _told(truth, found) == (0, 3, "nothing marked, nothing found")
+    truth[1], found[1] = 1, 1  # large, and right
+    assert _told(truth, found) == (1, 1, "'a': no voxel is wrong")
+    truth[4, :2, :2] = 2
+    assert _told(truth, found) == (2, 4, "'b' missed: 4 voxels here")
+    found[5, :3, :3] = 3  # as bad, and more of it
+    assert _told(truth, found) == (3, 5, "'c' invented: 9 voxels here")
+    truth[0, :4, :4] = truth[5, :1, :1] = 3
+    assert _told(truth, found) == (2, 4, "'b' missed: 4 voxels here")
+    found[4, :2, 1:3] = 2
+    focus, plane, caption = _told(truth, found)
+    assert (focus, plane) == (3, 0) and caption == "'c', Dice 0.077: here 16 missing, 0 too many"
+    # one slice
+    assert _told(truth[4:5], found[4:5]) == (2, 0, "'b', Dice 0.500: here 2 missing, 2 too many")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.tuples(st.integers(1, 4), st.integers(1, 5), st.integers(1, 5)))
+def test_whatever_fails_is_in_the_slice_that_is_shown(seed, foreground, shape):
+    random = np.random.default_rng(seed)
+    truth, found = (random.integers(0, foreground + 1, shape).astype(np.uint8) * (random.random(shape) < random.random()) for _ in range(2))
+    dice = list(segmentation_figures(truth, found, (3.0, 1.0, 1.0), CLASSES[: foreground + 1])["dice"].values())
+    focus = failing_class(truth, found, dice)
+    plane = failing_plane(truth, found, focus)
+    known = [value for value in dice if value is not None]
+    assert (focus == 0) == (not known)
+    if known and min(known) < 1:
+        assert dice[focus - 1] == min(known)
+        wrong = ((truth == focus) != (found == focus)).sum((1, 2))
+        assert wrong[plane] == wrong.max() > 0
 
 
 def test_no_case_is_both_worst_and_best():

@@ -236,6 +236,8 @@ def test_calibration_is_of_the_training_split_and_seeded(run):
 def test_calibration_data_that_does_not_fit_is_refused(run, tmp_path):
     spec, dataset = ModelSpec.load(run), run.parent / "seg"
     with pytest.raises(DatasetError, match=r"gone: the run's dataset is not there .*--dataset FOLDER"):
+        calibration_patches(tmp_path / "gone", spec)
+    with pytest.raises(DatasetError, match="gone: no manifest.json in this folder"):
         export_run(run, "tflite-int8", tmp_path / "out", dataset=tmp_path / "gone")
     other = spec.model_copy(update={"preprocess": PreprocessConfig(intensity="zscore")})
     with pytest.raises(RunError, match=r"preprocess is .*'none'.*expected .*'zscore'.*ingest it with the run's settings"):

@@ -343,15 +343,18 @@ def test_what_is_not_whole_is_read_again(tmp_path, archive, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(run, "write_shard", interrupted)
         ingest(made.src, tmp_path / "data", CONFIG)
-    one, two, three, *_ = sorted((tmp_path / ".data.building" / "staging").glob("*.json"))
-    one.write_text("{")
-    two.with_name(two.stem + ".image.npy").write_bytes(b"cut")
-    flipped = bytearray(three.with_name(three.stem + ".image.npy").read_bytes())
+    whole = sorted((tmp_path / ".data.building" / "staging").glob("*.case"))
+    assert len(whole) == 7
+    one, two, three, four, *_ = whole
+    one.write_bytes(bytes(8) + b"{")
+    two.write_bytes(two.read_bytes()[:-1])
+    three.write_bytes(b"\xff" * 9)
+    flipped = bytearray(four.read_bytes())
     flipped[-1] ^= 1
-    three.with_name(three.stem + ".image.npy").write_bytes(flipped)
+    four.write_bytes(flipped)
     made.read.clear()
     ingest(made.src, tmp_path / "data", CONFIG)
-    assert len(made.read) == 3 and verify(tmp_path / "data", run.Alone()) == []
+    assert len(made.read) == 4 and verify(tmp_path / "data", run.Alone()) == []
 
 
 def test_other_settings_prepare_anew(tmp_path, archive, monkeypatch):

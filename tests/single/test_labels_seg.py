@@ -194,3 +194,12 @@ def test_damaged_label_map_and_lies_about_frames(archive):
     with pytest.raises(SourceError, match="^seg: .*truncated") as caught:
         read_seg(root / "seg", volume, root)
     assert SECRET not in str(caught.value) and SERIES not in str(caught.value)
+
+
+@pytest.mark.parametrize(("slices", "told"), [((2, 4, 6, 8), True), ((2, 5, 8, 11), True), ((2, 4, 6), False), ((2, 3, 4, 5), False), ((2, 4, 6, 7), False)])
+def test_stripes_are_told(slices, told):
+    from hvd_imaging.sources.labels.checks import doubts
+
+    mask = np.zeros((14, 6, 6), np.uint8)
+    mask[list(slices), 2:4, 2:4] = 1
+    assert any("slice is marked" in note for note in doubts(mask, ("background", "a"))) is told

@@ -23,7 +23,7 @@ from hvd_imaging.errors import RunError, SourceError
 from hvd_imaging.inference.predict import answer_volume, predict
 from hvd_imaging.ingest.plan import inherit
 from hvd_imaging.models.spec import ModelSpec
-from hvd_imaging.orientation import Turn, between, to_patient
+from hvd_imaging.orientation import Turn, placed, to_patient
 from hvd_imaging.preprocess.pipeline import preprocess
 from hvd_imaging.shards import manifest as manifests
 from hvd_imaging.sources.dicom import quiet, read_series, scan_dicom
@@ -243,11 +243,16 @@ def test_masks_and_channels_in_any_order_of_the_same_voxels(tmp_path):
         read_mask(folder / "labelsTr/a.nii.gz", both, ("background", "a", "b"))
 
 
-def test_other_grids_have_no_turn_between_them():
-    shifted = AXIAL.copy()
-    shifted[0, 3] += 0.9  # by a whole voxel
-    assert between(AXIAL, SHAPE, shifted, SHAPE, 0.01) is None
-    assert between(AXIAL, SHAPE, AXIAL, (9, 17, 18), 0.01) is None
+def test_other_grids_are_not_taken_for_the_same():
+    moved = AXIAL.copy()
+    moved[0, 3] += 0.9  # by a whole voxel along W
+    assert placed(AXIAL, SHAPE, moved, 0.01) == (Turn(), (0, 0, -1))
+    assert same_voxels(Volume(np.zeros(SHAPE), moved), phantom()) is None
+    assert same_voxels(Volume(np.zeros((9, 17, 18)), AXIAL), phantom()) is None
+    moved[0, 3] += 0.3
+    assert placed(AXIAL, SHAPE, moved, 0.01) is None
+    assert placed(AXIAL, SHAPE, rotated(AXIAL, (0, 0, 0.2)), 0.01) is None
+    assert placed(AXIAL, SHAPE, AXIAL @ np.diag([1, 1, 1.01, 1]), 0.01) is None
     cube = phantom(shape=(5, 5, 5))
     other = turned(cube, TURNS[11])
     np.testing.assert_array_equal(same_voxels(other, cube), cube.array)

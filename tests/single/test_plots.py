@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ pytest.importorskip("matplotlib")
 
 from hvd_imaging.inference.evaluate import Overlay
 from hvd_imaging.reporting import plots
+from hvd_imaging.reporting.curves import loss_panels
 
 # matplotlib on a newer pyparsing
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated - use.*:DeprecationWarning")
@@ -51,9 +53,30 @@ def epochs(score="dice", count=8):
     ]
 
 
+TITLE = "soft Dice loss + cross-entropy"
+
+
+def test_losses_of_two_kinds_never_share_a_plot():
+    both = [event | {"loss_title": TITLE} for event in epochs()]
+    ((title, lines),) = loss_panels(both)
+    assert title == f"Loss: {TITLE}" and list(lines) == ["training (patches)", "validation (whole cases)"]
+    # A run that does not say what its losses are: one plot each.
+    plain = loss_panels(epochs())
+    assert [(title, list(lines)) for title, lines in plain] == [
+        ("Training loss", ["training (patches)"]), ("Cross-entropy of the validation", ["validation (whole cases)"]),
+    ]  # fmt: skip
+    # Resumed by a program that says it: each point stands where it belongs.
+    mixed = dict(loss_panels(epochs()[:3] + both[3:]))
+    assert len(mixed[f"Loss: {TITLE}"]["training (patches)"]) == 8 and len(mixed[f"Loss: {TITLE}"]["validation (whole cases)"]) == 5
+    assert len(mixed["Cross-entropy of the validation"]["validation (whole cases)"]) == 3
+    assert loss_panels([]) == loss_panels([{"epoch": 0, "loss": float("inf")}]) == []
+    ((_, lines),) = loss_panels([event | {"loss_title": "cross-entropy"} for event in epochs("accuracy")])
+    assert list(lines) == ["training", "validation"]
+
+
 def test_learning_curves_of_both_tasks_and_of_gaps(tmp_path):
     for score in ("dice", "accuracy"):
-        image = pixels(plots.learning_curves(epochs(score), tmp_path / f"{score}.png"))
+        image = pixels(plots.learning_curves([e | {"loss_title": TITLE} for e in epochs(score)], tmp_path / f"{score}.png"))
         assert image.shape == (540, 1800, 3)
         assert has_colour(image, plots.TRAIN) and has_colour(image, plots.VAL)
     sparse = [{"epoch": 0, "loss": float("nan")}, {"epoch": 1, "loss": 1.0, "val_loss": None}]
@@ -92,6 +115,17 @@ def test_overlays_show_both_outlines_in_true_proportion(tmp_path):
     flat = [overlay("worst", spacing=(3.0, 1.0))]
     tall = pixels(plots.overlay_sheet(flat, ["background", "lesion"], "segmentation", tmp_path / "t.png"))
     assert tall.shape[0] > tall.shape[1]
+
+
+def test_the_caption_names_slice_axis_and_class(tmp_path):
+    chosen = replace(overlay(), slices=20, focus=1, why="'lesion', Dice 0.812: here 40 missing, 31 too many")
+    assert plots.caption(chosen) == ["Worst: Dice 0.812", "case aaaaaaaa, slice 7 of 0 to 19 along D", "'lesion', Dice 0.812: here 40 missing, 31 too many"]
+    assert plots.caption(overlay("best")) == ["Best: Dice 0.812", "case aaaaaaaa, its only slice"]
+    # long names of classes are not cut
+    lines = plots.caption(replace(chosen, why=f"'{'long ' * 20}' missed: 3 voxels here"))
+    assert len(lines) == 5 and max(map(len, lines)) <= 58 and " ".join(lines).endswith("missed: 3 voxels here")
+    image = plots.overlay_sheet([chosen], ["background", "lesion", "edema"], "segmentation", tmp_path / "o.png")
+    assert has_colour(pixels(image), plots.TRUTH)
 
 
 def test_outlines_are_the_exact_edges_of_the_pixels():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -291,6 +292,34 @@ def test_inputs_that_can_not_be_used_are_refused(series, tmp_path):
     with pytest.raises(RunError, match="1 channels, the model expects 2"):
         predict(Fake(channels=2), folder, tmp_path / "mask.dcm")
     assert {path.name for path in tmp_path.iterdir()} == {"empty"}
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".NII"])
+def test_a_folder_of_volumes_says_what_to_do_and_that_works(tmp_path, suffix):
+    volume, truth = ball_volume()
+    folder = tmp_path / "new cases"
+    for name in ("a", "b"):
+        (folder / "imagesTs").mkdir(parents=True, exist_ok=True)
+        written = folder / "imagesTs" / f"{name}{suffix.lower()}"
+        write_nifti(written, volume)
+        written.rename(written.with_name(f"{name}{suffix}"))
+    (folder / "dataset.json").write_text("{}")
+    for out in ("masks", "mask.nii.gz", "answer.csv"):
+        with pytest.raises(SourceError, match="2 NIfTI or NRRD files, expected one file") as refused:
+            predict(Fake(), folder, tmp_path / out)
+    with pytest.raises(SourceError, match=r'"\$\(basename "\$f" .*\)"\.csv; done'):
+        predict(Fake(task="classification"), folder, tmp_path / "answer.csv")
+    # The loop is for a shell: what it calls is written down instead.
+    message = str(refused.value)
+    loop = message[message.index("for f in") :].replace("hvd-imaging predict", "printf '%s|%s|%s\\n'").replace("OUT/", "out/")
+    told = subprocess.run(["bash", "-c", loop], capture_output=True, text=True, check=True, cwd=tmp_path).stdout.splitlines()
+    assert [line.split("|")[0] for line in told] == ["MODEL", "MODEL"]
+    for line, name in zip(told, ("a", "b"), strict=True):
+        _, source, out = line.split("|")
+        assert out == f"out/{name}.nii.gz"
+        (tmp_path / "out").mkdir(exist_ok=True)
+        predict(Fake(), source, tmp_path / out)
+        assert overlap(read_nifti(tmp_path / out).array > 0, truth) > 0.99
 
 
 def test_a_series_with_a_damaged_file_is_not_answered_in_part(series, tmp_path):

@@ -188,7 +188,8 @@ def test_csv_by_patient_and_by_series(archive):
 def test_csv_beside_masks_waits_for_its_task(archive):
     root, slices = archive
     write_seg(root / "seg", slices, {"a": block(1)})
-    path = csv(root, f"PatientID,label\n{SECRET},1\n")
+    write(root / "other", [make_slice(z, series="1.2.3.5", PatientID="B") for z in HEIGHTS])
+    path = csv(root, f"PatientID,label\n{SECRET},1\nB,0\n")
     assert catalog.scan(root).task == "segmentation"
     assert catalog.scan(root, task="classification").task == "classification"
     assert catalog.scan(root, path).task == "classification"
@@ -207,9 +208,10 @@ def test_label_for_an_unknown_patient_is_named_by_row(archive):
 def test_image_without_label_is_set_aside(archive):
     root, _ = archive
     write(root / "b", [make_slice(z, series="1.2.3.5", PatientID="B") for z in HEIGHTS])
-    csv(root, f"PatientID,label\n{SECRET},1\n")
+    write(root / "c", [make_slice(z, series="1.2.3.6", PatientID="C") for z in HEIGHTS])
+    csv(root, f"PatientID,label\n{SECRET},1\nC,0\n")
     found = catalog.scan(root)
-    assert len(found.cases) == 1
+    assert len(found.cases) == 2
     assert [(r.path, r.reason) for r in found.rejected] == [("b/f000", "no label in labels.csv")]
 
 
@@ -261,13 +263,72 @@ def test_labels_that_the_task_needs(archive):
         catalog.scan(root, task="detection")
 
 
-def test_mixed_folder_is_refused(archive):
+def nifti(path: Path) -> Path:
     import nibabel
 
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)), path)
+    return path
+
+
+def test_stray_volumes_beside_dicom_are_set_aside(archive):
+    root, slices = archive
+    nifti(root / "notes" / "a.nii")
+    found = catalog.scan(root)
+    assert ([case.kind for case in found.cases], found.task) == (["dicom"], "unlabelled")
+    assert [(item.path, item.reason.split(";")[0]) for item in found.rejected] == [("notes/a.nii", "NIfTI or NRRD beside DICOM")]
+    assert found.notes == ("1 NIfTI or NRRD volumes beside 1 DICOM series were set aside",)
+    # Masks in their folder, or DICOM SEG, speak for DICOM however many volumes lie elsewhere.
+    for name in "bcd":
+        nifti(root / "notes" / f"{name}.nii.gz")
+    write_seg(root / "seg", slices, {"a": block(1)})
+    found = catalog.scan(root)
+    assert (found.task, len(found.cases), len(found.rejected)) == ("segmentation", 1, 4)
+    (root / "dataset.json").write_text('{"labels": {"background": 0, "b": 1}}')
+    nifti(root / "Masks" / "ct.nii.gz")
+    found = catalog.scan(root)
+    assert (found.task, [len(case.mask) for case in found.cases], len(found.rejected)) == ("segmentation", [2], 4)
+
+
+@pytest.mark.parametrize("layout", [False, True])
+def test_stray_dicom_beside_volumes_is_set_aside(archive, layout):
+    root, slices = archive
+    for name in ("a", "b"):
+        nifti(root / "imagesTr" / f"{name}.nii.gz")
+    if layout:
+        (root / "imagesTr" / "b.nii.gz").unlink()
+        nifti(root / "labelsTr" / "a.nii.gz")
+        write_seg(root / "seg", slices, {"a": block(1)})
+        (root / "dataset.json").write_text('{"labels": {"background": 0, "x": 1}, "modality": {"0": "CT"}}')
+    found = catalog.scan(root)
+    assert {case.kind for case in found.cases} == {"nifti"} and found.task == ("segmentation" if layout else "unlabelled")
+    assert [item.path for item in found.rejected] == ["ct/f000", "seg"][: 1 + layout]
+    assert {item.reason for item in found.rejected} == {"DICOM beside a data set of NIfTI or NRRD volumes; ingest it apart"}
+    assert f"{1 if layout else 2} NIfTI or NRRD cases are taken; 1 DICOM series beside them were set aside" in found.notes
+
+
+def test_kinds_that_are_not_read_are_counted_and_named(archive):
     root, _ = archive
-    nibabel.save(nibabel.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)), root / "a.nii")
-    with pytest.raises(SourceError, match="DICOM .* and NIfTI .* ingest them apart"):
+    for name in ("a.png", "b.PNG", "._c.png", "d.mha", "e.hdr", "e.img", "cut.dcm", "README.txt", "x.npz", ".png", "__MACOSX/f.png"):
+        (root / "more" / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / "more" / name).write_bytes(b"what no reader here knows")
+    expected = (
+        "2 .png, 1 .hdr, 1 .img, 1 .mha, 1 .npz files are of kinds that are not read; convert images to DICOM or NIfTI, unpack archives",
+        "1 .dcm file is no DICOM by what it holds (damaged or cut off?)",
+    )
+    assert catalog.scan(root).notes == expected
+    shutil.rmtree(root / "ct")
+    with pytest.raises(SourceError, match="no DICOM or NIfTI images") as caught:
         catalog.scan(root)
+    assert str(caught.value).endswith("; ".join(("", *expected)))
+
+
+def test_volumes_beside_pictures_are_told_of_them_too(tmp_path):
+    nifti(tmp_path / "a.nii.gz")
+    (tmp_path / "b.jpeg").write_bytes(b"JFIF")
+    assert catalog.scan(tmp_path).notes == (
+        "1 .jpeg file is of a kind that is not read; convert images to DICOM or NIfTI, unpack archives",
+    )
 
 
 @pytest.mark.shared

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import unicodedata
 from pathlib import Path
 
 import nibabel
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from hvd_imaging.errors import SourceError
+from hvd_imaging.privacy.redact import Redactor
 from hvd_imaging.sources import catalog
 from hvd_imaging.sources.nifti import parse_classes, parse_modality, read_nifti, scan_nifti, write_nifti
 from hvd_imaging.volume import Volume
@@ -130,6 +133,15 @@ def test_listed_but_missing_and_unmasked_cases_are_set_aside(tmp_path):
     ]
 
 
+def test_what_is_listed_but_missing_lies_in_its_own_folder(tmp_path):
+    """So that the folder's name, which may be a patient's, is known to what hides names."""
+    msd(tmp_path / "DOE_JOHN", ("a", "b"))
+    (tmp_path / "DOE_JOHN/imagesTr/b.nii.gz").unlink()
+    (rejected,) = catalog.scan(tmp_path).rejected
+    assert rejected.path == "DOE_JOHN/imagesTr/b.nii.gz"
+    assert "DOE" not in Redactor(b"k" * 32, tmp_path).text(rejected.reason, [rejected.path])
+
+
 def test_nnunet_folder(tmp_path):
     for channel in range(2):
         save(tmp_path / "imagesTr" / f"case_1_{channel:04d}.nii.gz", ramp() + 100 * channel)
@@ -170,7 +182,7 @@ def test_mask_that_does_not_fit_is_refused(tmp_path, kind):
     path = tmp_path / "labelsTr" / "a.nii.gz"
     mask = (ramp() % 2).astype(np.float32)
     if kind == "shape":
-        save(path, mask[:-1])
+        save(path, np.repeat(mask, 2, axis=0))  # marks beyond the image
     elif kind == "place":
         save(path, mask, TURNED + np.array([[0, 0, 0, 1.0]] + [[0] * 4] * 3))
     else:
@@ -180,6 +192,91 @@ def test_mask_that_does_not_fit_is_refused(tmp_path, kind):
     expected = "another geometry" if kind in ("shape", "place") else r"expected whole numbers from 0 to 1"
     with pytest.raises(SourceError, match=rf"^labelsTr/a\.nii\.gz: .*{expected}"):
         catalog.load_case(found.cases[0], found)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".NII.GZ", ".Nii", ".nii.GZ", ".nrrd"])
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_of_images_and_masks_meet(tmp_path, suffix, form):
+    """Letters with marks in either form of Unicode, endings in capitals, dots, blanks, names that end like a channel."""
+    names = ["case.1.2", "with space", "Fälle_äöü", "BRATS_001_0000", "ÅÇ"]
+    description = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}}
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    for index, name in enumerate(names):
+        save(tmp_path / "imagesTr" / f"{unicodedata.normalize('NFC', name)}_0000.nii.gz", ramp() + index)
+        label = tmp_path / "labelsTr" / f"{unicodedata.normalize(form, name)}{suffix}"
+        if suffix == ".nrrd":
+            label.parent.mkdir(exist_ok=True)
+            label.write_bytes(b"NRRD0005")
+        else:
+            save(tmp_path / "labelsTr" / "x.nii", (ramp() % 2).astype(np.uint8))
+            data = (tmp_path / "labelsTr" / "x.nii").read_bytes()
+            label.write_bytes(gzip.compress(data) if suffix.lower().endswith("gz") else data)
+            (tmp_path / "labelsTr" / "x.nii").unlink()
+    (tmp_path / "labelsTr" / "._case.1.2.nii.gz").write_bytes(b"shadow file of macOS")
+    found = catalog.scan(tmp_path)
+    assert [case.source_id for case in found.cases] == sorted(unicodedata.normalize("NFC", name) for name in names)
+    assert not found.rejected
+    if suffix != ".nrrd":
+        assert all(catalog.load_case(case, found)[1].any() for case in found.cases)
+    # A table that another system wrote names them too.
+    (tmp_path / "t.csv").write_text("PatientID,label\n" + "".join(f"{unicodedata.normalize(form, n)},{len(n) % 2}\n" for n in names))
+    assert len(catalog.scan(tmp_path, tmp_path / "t.csv").cases) == len(names)
+
+
+@pytest.mark.parametrize("key", ["modality", "channel_names"])
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("masks", [False, True])
+def test_channels_are_split_as_the_files_are(tmp_path, key, channels, split, masks):
+    """nnU-Net of version 1 says `modality` as the Decathlon does; a Decathlon's cases may be numbered with four digits."""
+    if split is False and key == "channel_names" and not masks:
+        pytest.skip("nothing tells it from channels")
+    names = ["a_0001", "a_0002", "a_0003"]
+    for name in names:
+        if split:
+            for channel in range(channels):
+                save(tmp_path / "imagesTr" / f"{name}_{channel:04d}.nii.gz", ramp() + channel)
+        else:
+            save(tmp_path / "imagesTr" / f"{name}.nii.gz", ramp((5, 4, 3, channels)))
+        if masks:
+            save(tmp_path / "labelsTr" / f"{name}.nii.gz", (ramp() % 2).astype(np.uint8))
+    training = [{"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in names]
+    description = {key: {str(c): "CT" for c in range(channels)}, "labels": {"0": "background", "1": "a"}, "training": training}
+    (tmp_path / "dataset.json").write_text(json.dumps(description))
+    found = catalog.scan(tmp_path)
+    assert [case.source_id for case in found.cases] == names and not found.rejected
+    assert found.task == ("segmentation" if masks else "unlabelled")
+    array = catalog.load_case(found.cases[0], found)[0].array
+    assert array.shape == ((3, 4, 5) if channels == 1 else (3, 4, 5, 2))
+
+
+def test_what_a_data_set_does_not_name_is_told(tmp_path):
+    msd(tmp_path)
+    save(tmp_path / "imagesTr" / "a.nii", ramp())
+    save(tmp_path / "labelsTr" / "a.nii", ramp())
+    save(tmp_path / "labelsTr" / "far.nii.gz", ramp())
+    save(tmp_path / "labelsTs" / "held.nii.gz", ramp())
+    save(tmp_path / "notes" / "old.nii.gz", ramp())
+    found = catalog.scan(tmp_path)
+    assert [case.image.files[0].name for case in found.cases] == ["a.nii", "b.nii.gz"]
+    assert [(item.path, item.reason) for item in found.rejected] == [
+        ("imagesTr/a.nii.gz", "another file has the same name before its suffix"),
+        ("labelsTr/a.nii", "another mask has the same name before its suffix"),
+        ("labelsTr/far.nii.gz", "mask without an image of this name in imagesTr"),
+        ("notes/old.nii.gz", "outside of the folders of dataset.json; ingest it apart"),
+    ]
+    assert found.notes == ("1 masks in labelsTs are not read: images of imagesTs are held out",)
+
+
+def test_channels_that_are_not_those_named(tmp_path):
+    for channel in (0, 2):
+        save(tmp_path / "imagesTr" / f"a_{channel:04d}.nii.gz", ramp())
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1", "1": "T2"}}))
+    save(tmp_path / "imagesTr" / "b_0000.nii.gz", ramp())
+    save(tmp_path / "imagesTr" / "b_0001.nii.gz", ramp())
+    found = catalog.scan(tmp_path)
+    assert [case.source_id for case in found.cases] == ["b"]
+    assert [item.reason for item in found.rejected] == ["case whose 2 channel files are not numbered 0000 to 0001"]
 
 
 def test_channel_on_another_grid_is_refused(tmp_path):
@@ -205,7 +302,15 @@ def test_class_names(labels, classes):
 
 @pytest.mark.parametrize(
     "labels",
-    [[], {"0": "background", "2": "a"}, {"background": 0, "whole": [1, 2]}, {"0": 1.5}, {"background": 0, "a": 1, "ignore": 2}],
+    [
+        [],
+        {"0": "background", "2": "a"},
+        {"background": 0, "whole": [1, 2]},
+        {"0": 1.5},
+        {"background": 0, "a": 1, "ignore": 2},
+        {"a": 0, "background": 1},
+        {"0": "a", "1": "Background"},
+    ],
 )
 def test_odd_class_names_are_refused(labels):
     with pytest.raises(SourceError, match="labels"):

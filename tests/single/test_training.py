@@ -14,8 +14,9 @@ from datasets import make_dataset
 from hvd_imaging.cli.train import command
 from hvd_imaging.config import RunConfig, check
 from hvd_imaging.errors import ConfigError, DatasetError, RunError
+from hvd_imaging.models.losses import sample_losses
 from hvd_imaging.parallel.horovod import Horovod, check_build
-from hvd_imaging.pipeline.dataset import TrainingData, patch_start
+from hvd_imaging.pipeline.dataset import TrainingData, ValidationData, patch_start
 from hvd_imaging.pipeline.plan import equal_cut, generator
 from hvd_imaging.shards import manifest as manifests
 from hvd_imaging.shards import signing
@@ -23,9 +24,10 @@ from hvd_imaging.shards.reader import ShardReader
 from hvd_imaging.training import checkpoint
 from hvd_imaging.training.callbacks import Silent
 from hvd_imaging.training.events import epoch_records, read_events
-from hvd_imaging.training.loop import train
+from hvd_imaging.training.loop import make_spec, train
 from hvd_imaging.training.requests import Requests
 from hvd_imaging.training.run import load_run, load_trained
+from hvd_imaging.training.validate import make_validation_step, validate
 from hvd_imaging.world import World
 
 
@@ -51,6 +53,40 @@ def settings(data, task="seg", **changes):
         section, name = key.split("__")
         values[section][name] = value
     return check(RunConfig, values, "test")
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("kind", ["ce", "dice", "dice_ce"])
+def test_validation_gives_the_loss_of_training_over_whole_cases(data, kind, weighted):
+    """A network that looks at single voxels answers the same for a tile as for the whole, so the tiling must make no difference."""
+    manifest = manifests.load(data / "seg")
+    weights = tf.constant([0.3, 2.0] if weighted else [1.0, 1.0])
+    keras = tf.keras
+    image = keras.Input((None, None, None, 1))
+    net = keras.Model(image, tf.concat([1 - 3 * image, 4 * image - 1], -1))
+    spec = make_spec(settings(data), manifest, "test")
+    with ShardReader(data / "seg", manifest) as reader:
+        wholes = [reader.read_whole(sample) for sample in manifest.of_split("val")]
+        expected = np.mean([sample_losses(kind, mask[None].astype(np.int32), net(whole[None]), weights).numpy() for whole, mask in wholes])
+        for patch, batch in (((8, 16, 16), 3), ((5, 7, 24), 1), ((32, 32, 32), 2)):
+            config = settings(data, data__patch=list(patch))
+            step = make_validation_step(net, "segmentation", kind, weights)
+            found = validate(ValidationData(reader, config.data, batch), step, Horovod(), spec, kind)
+            assert found["val_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_both_losses_of_a_run_are_one_quantity(data, tmp_path):
+    """Where training sees what validation sees, and learns nothing, both say the same."""
+    size = list(manifests.load(data / "seg").samples[0].shape[:3])
+    for task, changes in {
+        "seg": {"data__patch": size, "data__augment": None, "train__class_weights": [0.5, 2.0]},
+        "cls": {"train__class_weights": [0.25, 3.0]},
+    }.items():
+        config = settings(data, task, **changes, data__val_split="train", train__epochs=1, train__learning_rate=1e-12)
+        train(config, tmp_path / task, Horovod())
+        (record,) = epoch_records(tmp_path / task)
+        assert record["val_loss"] == pytest.approx(record["loss"], rel=1e-3), task
+        assert record["loss_title"] == ("soft Dice loss + " if task == "seg" else "") + "cross-entropy (classes weighted)"
 
 
 def test_a_run_learns_and_leaves_what_it_should(data, tmp_path):

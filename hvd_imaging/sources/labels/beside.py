@@ -8,14 +8,17 @@ from pathlib import Path
 
 from ...errors import SourceError
 from ..dicom import Rejected, SegFile, SeriesFiles, relative
-from ..nifti import DESCRIPTION, NiftiCase, parse_classes, stem
+from ..nifti import DESCRIPTION, NiftiCase, parse_classes, plain_name, stem
+from ..nrrd import segments
+from .layers import BACKGROUND
+from .segments import labels_of
 
-FOLDERS = ("labels", "labelsTr", "masks")
+FOLDERS = ("labels", "labelstr", "masks")
 
 
-def are_masks(volumes: Sequence[NiftiCase]) -> bool:
-    """True if all lie in folders for masks; a volume elsewhere may be an image."""
-    return all(path.parent.name in FOLDERS for volume in volumes for path in volume.files)
+def is_mask(volume: NiftiCase) -> bool:
+    """True if it lies in a folder for masks (in small letters or capitals); a volume elsewhere may be an image."""
+    return all(path.parent.name.lower() in FOLDERS for path in volume.files)
 
 
 def masks_beside(
@@ -24,27 +27,39 @@ def masks_beside(
     """The volumes as annotations of the series that they are named after, and those that can not be given to one.
 
     A volume is named after a series by its SeriesInstanceUID, or by its PatientID or the name of a folder around it if no other
-    series has the same. Values mean what ``labels`` of dataset.json, in the volumes' folder or the root, says.
+    series has the same. Values mean what ``labels`` of dataset.json, in the volumes' folder or the root, says; segments of 3D Slicer
+    have names of their own.
 
     Raises:
-        SourceError: no dataset.json, or no classes in it.
+        SourceError: no dataset.json, or no classes in it, for masks that do not name their structures.
     """
     by_name: dict[str, set[str]] = {}
     for item in series:
         around = [part for file in item.files[:1] for part in Path(relative(file, root)).parts[:-1]]
         for name in (item.patient_id, *around):
-            by_name.setdefault(name, set()).add(item.uid)
+            by_name.setdefault(plain_name(name), set()).add(item.uid)
     known = {item.uid for item in series}
     classes: dict[Path, tuple[str, ...]] = {}
     masks, rejected = [], []
     for volume in volumes:
         path = volume.files[0]
+        named = segments(path)
         if path.parent not in classes:
-            classes[path.parent] = _classes(path.parent, root)
+            described = any((place / DESCRIPTION).is_file() for place in (path.parent, root))
+            if described or not named:
+                classes[path.parent] = _classes(path.parent, root)
+        meaning = classes.get(path.parent, ())
         name = stem(path)
         found = {name} & known or by_name.get(name, set())
         if len(found) == 1:
-            masks.append(SegFile(path, tuple(found), classes[path.parent], root, "volume"))
+            if named:
+                try:
+                    labels = labels_of(named, meaning, relative(path, root)).values()
+                    meaning = meaning if set(labels) <= set(meaning) else (BACKGROUND, *dict.fromkeys(labels))
+                except SourceError as error:
+                    rejected.append(Rejected(relative(path, root), str(error).removeprefix(f"{relative(path, root)}: ")))
+                    continue
+            masks.append(SegFile(path, tuple(found), meaning, root, "volume"))
         else:
             why = f"{len(found)} series fit its name" if found else "no series fits its name"
             rejected.append(

@@ -24,7 +24,7 @@ CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "CLOSED_PLANAR_XOR")
 
 @quiet()
 def read_rtstruct(
-    path: Path, image: Volume, series: str = "", root: Path = Path(), shown: Mapping[str, str] | None = None
+    path: Path, image: Volume, series: str = "", root: Path = Path(), shown: Mapping[str, str] | None = None, frame: str = ""
 ) -> Annotation:
     """The regions of an RTSTRUCT on the grid of ``image``.
 
@@ -33,6 +33,7 @@ def read_rtstruct(
 
     Args:
         series: SeriesInstanceUID of ``image``; regions of another frame of reference than its own are left out.
+        frame: FrameOfReferenceUID of ``image``, for structure sets that do not name the series.
         shown: ROIName -> name of the layer and in messages; what is not in it stays as it is.
 
     Raises:
@@ -45,7 +46,7 @@ def read_rtstruct(
         names = {number: (shown or {}).get(name, name) for number, name in names.items()}
         places = {int(item.ROINumber): str(item.get("ReferencedFrameOfReferenceUID") or "") for item in dataset.StructureSetROISequence}
         regions = [(int(item.ReferencedROINumber), item) for item in dataset.get("ROIContourSequence") or []]
-        frame = _frame_of(dataset, series)
+        frame = _frame_of(dataset, series) or (frame if frame in places.values() else "")
     except Exception as error:
         raise SourceError(f"{name}: RTSTRUCT is damaged or truncated ({type(error).__name__})") from error
     notes: list[str] = []
