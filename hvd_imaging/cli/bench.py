@@ -175,12 +175,13 @@ def migrate(config: str | None, ranks: int, slurm: bool, quick: bool, path: str 
 def _show(name: str, rows: Sequence[Row], figures: Sequence[Figure], path: str | None) -> None:
     from rich.table import Table
 
+    from .. import processor
     from ..bench.report import result
     from ..files import write_json
     from .console import table_console
 
     console = table_console()
-    table = Table("case", "system", "metric", "median", "lowest", "highest", "runs", title=f"bench {name}")
+    table = Table("case", "system", "metric", "median", "lowest", "highest", "runs", title=f"bench {name}, on {processor.kind(processor.instruction_sets())}")
     for row in rows:
         numbers = [n for n in (row.value, min(row.runs, default=None), max(row.runs, default=None)) if n is not None]
         shown = [f"{n:,.4g} {row.unit}" for n in numbers] or [row.reason or "not measured", "", ""]

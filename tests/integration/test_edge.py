@@ -50,7 +50,7 @@ def exports(tmp_path_factory):
     model = tf.keras.Model(image, layers.Conv3D(2, 1)(x))
     spec = ModelSpec(
         task="segmentation", classes=("background", "lesion"), patch=PATCH, channels=1, dataset_hash="0", run="run", overlap=0.25,
-        preprocess=PreprocessConfig(intensity="none"), model=ModelConfig(name="small"),
+        preprocess=PreprocessConfig(intensity="none", orientation="source"), model=ModelConfig(name="small"),
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("edge")
     patches = np.random.default_rng(0).random((4, *PATCH, 1), np.float32)

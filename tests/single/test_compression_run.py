@@ -40,7 +40,7 @@ def measured_at_once(monkeypatch):
     """Sizes are real; times are not what is tested here (test_compression_measure.py)."""
 
     def sizes_only(folders, repeats=1, progress=None):
-        times = {"latency_ms": {"one": 1.0, "all": 1.0}, "spread_ms": {}, "runs": {"one": 1}, "threads": {"one": 1}, "reason": ""}
+        times = {"latency_ms": {"one": 1.0, "all": 1.0}, "spread_ms": {}, "runs": {"one": 1}, "threads": {"one": 1}, "instruction_sets": ["avx2"], "reason": ""}
         return {name: {**measure.sizes(folder), **times, "peak_bytes": 1} for name, folder in folders.items()}
 
     monkeypatch.setattr(run, "measure_models", sizes_only)
