@@ -43,7 +43,7 @@ def command(data: Path | None, model: Path | None, trusted: bool, public_key: Pa
         click.get_current_context().exit(1)
 
 
-def _of_model(path: Path, trusted: bool, public_key: Path | None) -> list[Any]:
+def _of_model(path: Path, trusted: bool = False, public_key: Path | None = None) -> list[Any]:
     from .. import bootstrap
     from ..doctor import Finding
     from ..errors import HvdImagingError
