@@ -18,7 +18,7 @@ from ..errors import TRY_AGAIN, ConfigError, RunError
 from ..training.events import NAME as EVENTS
 from ..training.events import sound
 from ..training.heartbeat import Beat, read_beats
-from ..training.layout import CONFIG
+from ..training.layout import CONFIG, RECORD
 from .render import FOLDER
 from .slurm import ENDED, Job
 
@@ -96,7 +96,8 @@ def runs_below(folder: Path) -> list[Path]:
     """``folder`` if it is a run, and the runs at most `DEPTH` levels below ``folder/runs``, sorted; what lies in a run is its own."""
 
     def is_run(place: Path) -> bool:
-        return (place / CONFIG).is_file() or (place / FOLDER / SUBMITTED).is_file()
+        # A run.yaml alone may be what `init` wrote.
+        return ((place / CONFIG).is_file() and (place / RECORD).is_file()) or (place / FOLDER / SUBMITTED).is_file()
 
     def below(place: Path, depth: int) -> list[Path]:
         if is_run(place):

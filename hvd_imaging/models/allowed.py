@@ -77,7 +77,7 @@ def check(network: Any) -> None:
     layers = network.get("layers")
     if not isinstance(layers, list):
         raise Unknown(f"layers: expected a list, found {_shown(layers)}")
-    names = {layer.get("name") for layer in layers if isinstance(layer, dict) and isinstance(layer.get("name"), str)}
+    names = {str(layer["name"]) for layer in layers if isinstance(layer, dict) and isinstance(layer.get("name"), str)}
     for number, layer in enumerate(layers):
         _layer(layer, f"layer {number}", names)
     for key in ("input_layers", "output_layers"):

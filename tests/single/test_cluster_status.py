@@ -134,6 +134,7 @@ def test_without_a_name_all_runs_of_this_place_are_told(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RunError, match="no runs below runs/.*name a RUN_DIR.*hvd-imaging train run.yaml"):
         CliRunner().invoke(command, [], catch_exceptions=False)
+    (tmp_path / "run.yaml").write_text("data: {dataset: data}\n")  # as `init` writes it: no run
     make_dataset(tmp_path / "data", samples=3)
     for name in ("runs/b", "runs/group/deeper/c", "runs/group/a", "runs/b/compressed/model", "runs/1/2/3/too-deep", "elsewhere/d"):
         make_run(tmp_path / name, tmp_path / "data")
