@@ -98,8 +98,11 @@ def same_voxels(a: Volume, b: Volume, tolerance: float = 1e-2) -> np.ndarray | N
     return array if array.shape[:3] == b.shape else None
 
 
-def filled(array: np.ndarray, modality: str = "") -> tuple[np.ndarray, str]:
+def filled(array: np.ndarray, modality: str = "", reuse: bool = False) -> tuple[np.ndarray, str]:
     """Voxels that are NaN or infinite as background: 0, or the smallest value if that is lower; in CT not above -1000 HU, air.
+
+    Args:
+        reuse: the array may be overwritten; saves one of its size.
 
     Returns:
         the array (the same one if nothing was to be done, or if no voxel is finite), and a note, "" if nothing was done.
@@ -109,9 +112,11 @@ def filled(array: np.ndarray, modality: str = "") -> tuple[np.ndarray, str]:
     good = np.isfinite(array)
     if not good.any():
         return array, ""
-    background = min(float(array[good].min()), AIR_HU if modality == "CT" else 0.0)
+    background = min(float(array.min(where=good, initial=np.inf)), AIR_HU if modality == "CT" else 0.0)
     count = array.size - int(np.count_nonzero(good))
-    return np.where(good, array, np.float32(background)), f"{count} voxels that are not finite were set to {background:g}"
+    result = array if reuse else array.copy()
+    result[~good] = np.float32(background)
+    return result, f"{count} voxels that are not finite were set to {background:g}"
 
 
 def flip_ras_lps(affine: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from pydicom.sr.coding import Code
 
 from ..errors import RunError, SourceError
 from ..files import atomic_path
+from ..inflate import dcmread
 from ..sources.dicom import quiet
 from ..volume import Volume
 
@@ -77,7 +78,7 @@ def _segmentation(labels: np.ndarray, source: Volume, classes: Sequence[str], al
             "of many frames; write .nii.gz instead"
         )
     with quiet():
-        images = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+        images = [dcmread(file, stop_before_pixels=True) for file in files]
     count = int(images[0].get("NumberOfFrames") or 1)
     if len(files) == 1 and count > 1:
         # All frames of the object in their own order; those that are no slice of this volume are empty, and left out.

@@ -9,12 +9,15 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+from .. import limits
 from ..errors import SourceError
 
 Triple = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 
 LARGEST = 2**31  # voxels: a spacing typed in the wrong unit asks for more
+MOST_GROWTH = 128
+"""Voxels of a large new grid to those of the old one: 0.5 mm from slices of 5 mm is about 25. A wrong unit asks for far more."""
 
 
 def new_shape(shape: Triple, ratio: np.ndarray) -> Triple:
@@ -40,7 +43,7 @@ def grid(shape: Triple, affine: np.ndarray, spacing: Spacing) -> tuple[Triple, n
     old = np.linalg.norm(affine[:3, :3], axis=0)
     ratio = np.asarray(spacing, np.float64) / old
     shape_ = new_shape(shape, ratio)
-    if np.prod(shape_, dtype=np.float64) > LARGEST:
+    if np.prod(shape_, dtype=np.float64) > LARGEST or limits.grows_too_much(shape, shape_, MOST_GROWTH):
         raise SourceError(
             f"preprocess.spacing {tuple(spacing)} mm makes {shape_} voxels of {tuple(shape)} at "
             f"{tuple(round(float(s), 3) for s in old)} mm: too large; choose a larger spacing"

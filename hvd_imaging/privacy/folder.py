@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import pydicom
 from pydicom.dataset import Dataset
 
 from ..errors import DatasetError, SourceError
 from ..files import atomic_folder, write_json
+from ..inflate import dcmread
 from . import pixels
 from .deface import deface_series
 from .deidentify import DIRECTORY, deidentify, patient_of
@@ -180,7 +180,9 @@ def _is_dicom(path: Path) -> bool:
 
 def _read(path: Path) -> Dataset:
     try:
-        return pydicom.dcmread(path, force=True)
+        return dcmread(path, force=True)
+    except SourceError:
+        raise
     except Exception as error:  # pydicom raises many kinds on damaged files; their text may quote values
         raise SourceError(f"damaged or truncated DICOM ({type(error).__name__})") from None
 

@@ -29,6 +29,7 @@ import pydicom
 
 from ..errors import DatasetError, HvdImagingError, SourceError
 from ..files import write_json
+from ..inflate import dcmread
 from .dicom import Rejected
 from .elements import quiet
 
@@ -374,7 +375,7 @@ def _dicomdir(path: Path, store: _Store, report: Report) -> None:
     """Links to the files that a DICOMDIR names (PS3.3 Annex F, PS3.10 8), each at its place below the folder of it."""
     try:
         with quiet():
-            records = pydicom.dcmread(path).get("DirectoryRecordSequence") or []
+            records = dcmread(path).get("DirectoryRecordSequence") or []
             named = [_file_id(record) for record in records if record.get("RecordInUseFlag", 0xFFFF) != 0]
     except Exception as error:  # the text may hold identifiers
         raise SourceError(f"{path}: the DICOMDIR can not be read ({type(error).__name__}); give its folder instead") from None

@@ -321,6 +321,7 @@ def read_series(series: SeriesFiles, units: Units = "hu") -> Volume:
         [piece.name for piece in kept],
     )
     kept = [kept[index] for index in order]
+    shift, angle = tilt(affine, len(kept))
     if len(gaps) and np.ptp(gaps) > 1e-3 * gaps.mean():
         notes.append(f"slice gaps vary from {gaps.min():.2f} to {gaps.max():.2f} mm; {gaps.mean():.2f} mm is used")
     notes += _unscaled([piece.frame for piece in kept], units)
@@ -339,7 +340,6 @@ def read_series(series: SeriesFiles, units: Units = "hu") -> Volume:
     frames = SourceFrames(
         tuple(piece.header.path for piece in kept), tuple(piece.index for piece in kept), (len(kept), *first.header.frame_size), affine
     )
-    shift, angle = tilt(affine, len(kept))
     if angle:
         array, affine = upright(array, affine, shift)
         source = ()

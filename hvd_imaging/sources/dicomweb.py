@@ -23,6 +23,7 @@ import pydicom
 
 from ..errors import ConfigError, SetupError, SourceError
 from ..files import atomic_path
+from ..inflate import dcmread
 from .dicom import Rejected
 from .elements import looks_like_dicom, quiet, walk
 
@@ -240,7 +241,7 @@ class Server:
         def put() -> None:
             with quiet():
                 try:
-                    dataset = pydicom.dcmread(path)
+                    dataset = dcmread(path)
                 except Exception as error:
                     raise Refused(f"no DICOM file, or a damaged one ({type(error).__name__})") from None
                 answer = self._client.store_instances([dataset])

@@ -7,12 +7,10 @@ elements without a parser's objects for all the others; whatever it does not exp
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import struct
 import warnings
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,14 +25,12 @@ from pydicom.uid import (
 )
 
 from ..errors import SourceError
+from ..inflate import inflated
 
 START_BYTES = 16 << 10
 """Read at first: holds the header of nearly all classic images in one read."""
 LARGEST_HEADER = 8 << 20
 """The scanner gives longer headers to pydicom: they hold what it does not look for anyway."""
-INFLATED_LIMIT = 256 << 20
-"""Largest deflated data set, decompressed: the largest images in clinical use are smaller, and a rank's memory stays
-below 1 GiB with the decoded copy beside it."""
 
 UNCOMPRESSED = (
     str(ImplicitVRLittleEndian),
@@ -70,12 +66,11 @@ def read_dataset(path: Path, tags: Sequence[Any] | None = None, pixels: bool = F
     """`pydicom.dcmread` of any file, with the asked tags only; use it inside `quiet`.
 
     Raises:
-        SourceError: a deflated data set that is damaged, or larger than `INFLATED_LIMIT`.
+        SourceError: a deflated data set that is damaged, or larger than `limits.INFLATED_LIMIT`.
     """
     with open(path, "rb") as file:
-        source: BinaryIO = inflated(file) or file
         return pydicom.dcmread(
-            source, force=True, stop_before_pixels=not pixels, specific_tags=None if tags is None else list(tags)
+            inflated(file) or file, force=True, stop_before_pixels=not pixels, specific_tags=None if tags is None else list(tags)
         )
 
 
@@ -97,35 +92,6 @@ def looks_like_dicom(start: bytes) -> bool:
         return False
     group, element = int.from_bytes(start[:2], "little"), int.from_bytes(start[2:4], "little")
     return (group in (0x0002, 0x0008) and element <= 0x0070) or start[:3] == b"\x00\x08\x00"  # last: big endian
-
-
-def inflated(file: BinaryIO) -> io.BytesIO | None:
-    """A deflated file as an explicit little endian one in memory; None if it is not deflated.
-
-    Inflated here, with a bound: a few KB can stand for terabytes.
-
-    Raises:
-        SourceError: damaged, or larger than `INFLATED_LIMIT`.
-    """
-    start = file.read(START_BYTES)
-    file.seek(0)
-    meta = _meta(start)
-    if meta is None or meta[0] != DeflatedExplicitVRLittleEndian:
-        return None
-    file.seek(meta[1])
-    unpacker = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-        body = unpacker.decompress(file.read(), INFLATED_LIMIT)
-    except zlib.error:
-        raise SourceError("deflated data set is damaged or truncated") from None
-    if not unpacker.eof:
-        what = f"is larger than {INFLATED_LIMIT >> 20} MiB" if len(body) >= INFLATED_LIMIT else "is truncated"
-        raise SourceError(f"deflated data set {what}")
-    head = start[: meta[1]].replace(
-        str(DeflatedExplicitVRLittleEndian).encode(), str(ExplicitVRLittleEndian).encode().ljust(22, b"\0")
-    )
-    file.seek(0)
-    return io.BytesIO(head + body)
 
 
 # Elements the scanner looks for, by the way their value is written.

@@ -6,12 +6,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .. import limits
 from ..errors import SourceError
 
 SLICE_TOLERANCE = 0.05
 """Allowed distance of a slice from the regular grid, as a share of the spacing (but at least `LEAST_TOLERANCE_MM`)."""
 LEAST_TOLERANCE_MM = 0.1
 SAME_POSITION_MM = 0.01
+LARGEST_TILT = 45.0
+"""Degrees. Gantries tilt by up to 30; slices that are shifted further are no stack."""
+MOST_GROWTH = 8
+"""Voxels of an upright grid to those of a tilted stack, if it is large: a tilt of 30 degrees about doubles a head."""
+LARGEST_PLACE_MM = 1e6
+"""No patient is a kilometre from a scanner's origin."""
 
 
 def stack_geometry(
@@ -38,6 +45,9 @@ def stack_geometry(
         SourceError: not a regular stack.
     """
     names = names or [f"slice {index}" for index in range(len(positions))]
+    if not (np.abs(positions) <= LARGEST_PLACE_MM).all():
+        far = int((~(np.abs(positions) <= LARGEST_PLACE_MM)).any(axis=1).argmax())
+        raise SourceError(f"{names[far]}: ImagePositionPatient lies more than {LARGEST_PLACE_MM / 1e6:g} km from the origin")
     row, column = orientation[:3], orientation[3:]
     lengths = np.linalg.norm(row), np.linalg.norm(column)
     if abs(lengths[0] - 1) > 1e-2 or abs(lengths[1] - 1) > 1e-2 or abs(float(row @ column)) > 1e-2:
@@ -96,6 +106,9 @@ def tilt(affine: np.ndarray, count: int) -> tuple[np.ndarray, float]:
     Returns:
         Shift ``(2,)`` along H and W in pixels a slice, zero if the last slice is shifted by less than half a pixel (what
         scanners write of an upright stack); and the angle in degrees.
+
+    Raises:
+        SourceError: more than `LARGEST_TILT`.
     """
     spacing = np.linalg.norm(affine[:3, 1:3], axis=0)
     axes = affine[:3, 1:3] / spacing
@@ -103,7 +116,13 @@ def tilt(affine: np.ndarray, count: int) -> tuple[np.ndarray, float]:
     if np.linalg.norm(aside) * max(count - 1, 0) <= max(0.5 * float(spacing.min()), LEAST_TOLERANCE_MM):
         return np.zeros(2), 0.0
     normal = np.linalg.norm(affine[:3, 0] - axes @ aside)
-    return aside / spacing, float(np.degrees(np.arctan2(np.linalg.norm(aside), normal)))
+    angle = float(np.degrees(np.arctan2(np.linalg.norm(aside), normal)))
+    if angle > LARGEST_TILT:
+        raise SourceError(
+            f"each slice is shifted by {np.linalg.norm(aside):.4g} mm sideways, which would be a gantry tilt of {angle:.1f} degrees; "
+            f"expected at most {LARGEST_TILT:g}: its positions or orientation are wrong"
+        )
+    return aside / spacing, angle
 
 
 def upright(array: np.ndarray, affine: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -119,12 +138,20 @@ def upright(array: np.ndarray, affine: np.ndarray, shift: np.ndarray) -> tuple[n
 
     Returns:
         ``(D, H', W')`` float32, and its affine.
+
+    Raises:
+        SourceError: the grid would be far larger than the stack.
     """
     count, height, width = array.shape
     moved = np.outer(np.arange(count), shift)  # where a slice's first pixel lies on the upright grid of the first slice
     low = np.floor(moved.min(axis=0)).astype(int)
     high = np.ceil(moved.max(axis=0)).astype(int)
     size = (count, height + int(high[0] - low[0]), width + int(high[1] - low[1]))
+    if limits.grows_too_much(array.shape, size, MOST_GROWTH):
+        raise SourceError(
+            f"slices shifted sideways by up to {np.abs(moved).max():.0f} pixels would need a grid of {size[0]} x {size[1]} x {size[2]} "
+            f"voxels, more than {MOST_GROWTH} times the {count} x {height} x {width} that they have"
+        )
     empty = array.min()
     result = np.full(size, empty, np.float32)
     for index in range(count):

@@ -21,6 +21,7 @@ from pydicom.uid import (
 )
 
 from ..errors import SourceError
+from ..inflate import inflated
 from .drawn import Drawn, by_segmentation, by_structure_set
 from .elements import (
     START_BYTES,
@@ -29,7 +30,6 @@ from .elements import (
     Parsed,
     Plain,
     Unsure,
-    inflated,
     looks_like_dicom,
     quiet,
     relative,

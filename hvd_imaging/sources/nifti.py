@@ -5,23 +5,28 @@ A NIfTI array is indexed (W, H, D[, C]) in RAS+ mm; a `Volume` is (D, H, W[, C])
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import io
 import json
+import math
+import os
 import re
 import unicodedata
 import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import nibabel
 import numpy as np
 
+from .. import limits
 from ..errors import SourceError
 from ..files import write_bytes
 from ..volume import Volume, filled, flip_ras_lps, same_voxels
-from . import nrrd
+from . import nrrd, streams
 from .dicom import Rejected, relative, walk
 
 SUFFIXES = (".nii.gz", ".nii", *nrrd.SUFFIXES)
@@ -30,6 +35,7 @@ UNITS = {1: 1000.0, 2: 1.0, 3: 0.001}
 """mm of NIfTI's codes of length: meter, mm, micron (nifti1.h, xyzt_units)."""
 LARGEST_VOXEL_MM = 100.0
 """No scanner has larger voxels: such a unit is a slip of the writer."""
+_LARGEST_HEADER = 64 << 20  # with extensions: those of CIFTI and AFNI are texts of some MB
 _DAMAGED = (
     nibabel.filebasedimages.ImageFileError,
     nibabel.spatialimages.HeaderDataError,
@@ -275,20 +281,19 @@ def read_nifti(path: Path, root: Path = Path(), modality: str = "") -> Volume:
         return nrrd.read_nrrd(path, root, modality)
     name = relative(path, root)
     try:
-        image = _load(path)
-        header: Any = image.header
-        if header.get_data_dtype().fields is not None or header.get_data_dtype().kind == "c":
-            raise SourceError(f"{name}: colour or complex voxels are not supported yet, expected numbers")
-        array = np.asarray(image.dataobj, dtype=np.float32)
-        affine = np.asarray(image.affine, dtype=np.float64)
-    except SourceError:
-        raise
-    except (OSError, EOFError, ValueError, zlib.error, *_DAMAGED) as error:
+        with open(path, "rb") as raw:
+            packed = path.name.lower().endswith(".gz")
+            with cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if packed else contextlib.nullcontext(raw) as file:
+                header = _header(file)
+                shape = _shape(header)
+                array = _voxels(file, header, shape, os.fstat(raw.fileno()).st_size, packed)
+        affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+    except SourceError as error:
+        raise SourceError(f"{name}: {error}") from None
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error, *_DAMAGED) as error:
         raise SourceError(f"{name}: not a NIfTI file, or truncated or damaged ({type(error).__name__})") from error
     if array.ndim == 4 and array.shape[3] == 1:
         array = array[..., 0]
-    if array.ndim not in (3, 4) or 0 in array.shape:
-        raise SourceError(f"{name}: expected 3 dimensions, or 4 with channels last; found shape {array.shape}")
     notes = []
     if "qform_code" in header and int(header["qform_code"]) == 0 and int(header["sform_code"]) == 0:
         notes.append("NIfTI without qform and sform: the axes are taken as R, A, S with the voxel size of its header")
@@ -305,18 +310,51 @@ def read_nifti(path: Path, root: Path = Path(), modality: str = "") -> Volume:
     axes = affine[:3, :3] / lengths
     if np.abs(axes.T @ axes - np.eye(3)).max() > 1e-2:
         raise SourceError(f"{name}: sheared affine is not supported yet, expected perpendicular axes")
-    array, note = filled(np.ascontiguousarray(array.transpose((2, 1, 0, 3)[: array.ndim])), modality)
+    array, note = filled(array, modality, reuse=True)
     return Volume(array, affine, modality, source=(path,), notes=(*notes, note) if note else tuple(notes))
 
 
-def _load(path: Path) -> Any:
-    """`nibabel.load`, which looks for another file than asked for where an ending mixes small letters and capitals."""
-    if path.name.endswith((".nii", ".nii.gz")) or not path.is_file():
-        return nibabel.load(path)
-    holder = nibabel.FileHolder(str(path))
-    with holder.get_prepare_fileobj("rb") as file:
-        second = 540 in (int.from_bytes(start := file.read(4), "little"), int.from_bytes(start, "big"))
-    return (nibabel.Nifti2Image if second else nibabel.Nifti1Image).from_file_map({"image": holder})
+def _header(file: IO[bytes]) -> Any:
+    """The header alone: its extensions, which can claim any length, are not needed."""
+    start = file.read(540)
+    # sizeof_hdr, in the byte order of the writer.
+    second = 540 in (int.from_bytes(start[:4], "little"), int.from_bytes(start[:4], "big"))
+    kind = nibabel.Nifti2Header if second else nibabel.Nifti1Header
+    return kind.from_fileobj(io.BytesIO(start[: kind.template_dtype.itemsize]))
+
+
+def _shape(header: Any) -> tuple[int, ...]:
+    """Voxels along (W, H, D) or (W, H, D, C)."""
+    dtype = header.get_data_dtype()
+    if dtype.fields is not None or dtype.kind not in "iuf":
+        raise SourceError("colour or complex voxels are not supported yet, expected numbers")
+    shape = tuple(int(side) for side in header.get_data_shape())
+    if len(shape) not in (3, 4) or min(shape) < 1:
+        raise SourceError(f"expected 3 dimensions, or 4 with channels last; found shape {shape}")
+    return shape
+
+
+def _voxels(file: IO[bytes], header: Any, shape: tuple[int, ...], held: int, packed: bool) -> np.ndarray:
+    """float32 ``(D, H, W)`` or ``(D, H, W, C)`` of a file of ``held`` bytes. In a file the first axis is the fastest."""
+    dtype, begin, count = header.get_data_dtype(), header.get_data_offset(), math.prod(shape)
+    if not header.sizeof_hdr <= begin <= _LARGEST_HEADER:
+        raise SourceError(f"NIfTI header of {limits.brief(begin)} bytes, expected {header.sizeof_hdr} to {_LARGEST_HEADER}")
+    why = limits.unbelievable(begin + count * dtype.itemsize, held, "gzip" if packed else "none", 4 * count)
+    if why:
+        raise SourceError(why)
+    slope, inter = header.get_slope_inter()
+    scaling = (1.0 if slope is None else slope, 0.0 if inter is None else inter)
+
+    def scaled(data: bytes, dtype: np.dtype) -> np.ndarray:
+        # nibabel's own scaling, which chooses a precision.
+        size = len(data) // dtype.itemsize
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.asarray(nibabel.arrayproxy.ArrayProxy(io.BytesIO(data), ((size,), dtype, 0, *scaling)), np.float32)
+
+    file.seek(begin)
+    out = np.empty((*shape[2::-1], *shape[3:]), np.float32)
+    streams.fill(out.reshape(math.prod(shape[:3]), -1).T, file.read, dtype, None if scaling == (1, 0) else scaled)
+    return out
 
 
 def read_case(case: NiftiCase) -> Volume:

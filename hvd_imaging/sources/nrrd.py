@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import bz2
 import math
+import os
 import re
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from .. import limits
 from ..errors import SourceError
 from ..volume import Volume, filled
+from . import streams
 from .elements import relative
 
 SUFFIXES = (".seg.nrrd", ".nrrd", ".nhdr")
-LARGEST = 4 << 30
-"""Bytes of voxels, decompressed: a few KB can stand for terabytes."""
 _HEADER_BYTES = 1 << 20
 _PIECE = 1 << 20
+_PACKINGS: dict[str, limits.Packing] = {"raw": "none", "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2"}
 _TYPES = {
     name: code
     for code, names in {
@@ -115,7 +116,7 @@ def read_nrrd(path: Path, root: Path = Path(), modality: str = "") -> Volume:
         header = _header(path)
         sizes, kind = _sizes(header), _type(header)
         affine, channel = _geometry(header, sizes)
-        array = _voxels(path, header, math.prod(sizes), kind).reshape(sizes[::-1])
+        array = _voxels(path, header, sizes, kind)
     except SourceError as error:
         raise SourceError(f"{name}: {error}") from None
     except OSError as error:
@@ -124,7 +125,7 @@ def read_nrrd(path: Path, root: Path = Path(), modality: str = "") -> Volume:
         array = np.moveaxis(array, len(sizes) - 1 - channel, -1)
         if array.shape[-1] == 1:
             array = array[..., 0]
-    array, note = filled(np.ascontiguousarray(array, dtype=np.float32), modality)
+    array, note = filled(np.ascontiguousarray(array), modality, reuse=True)
     return Volume(array, affine, modality, source=(path,), notes=(note,) if note else ())
 
 
@@ -226,10 +227,10 @@ def _vector(text: str) -> np.ndarray:
     return vector
 
 
-def _voxels(path: Path, header: _Header, count: int, kind: np.dtype) -> np.ndarray:
+def _voxels(path: Path, header: _Header, sizes: tuple[int, ...], kind: np.dtype) -> np.ndarray:
+    """float32, axes as in the file's memory: the first size is the last axis."""
+    count = math.prod(sizes)
     size = count * kind.itemsize
-    if size > LARGEST:
-        raise SourceError(f"NRRD of {size >> 20} MiB of voxels, expected at most {LARGEST >> 20}")
     start = header.end
     if "data file" in header.fields:
         path, start = _beside(path, header.fields["data file"]), 0
@@ -239,25 +240,36 @@ def _voxels(path: Path, header: _Header, count: int, kind: np.dtype) -> np.ndarr
         if not re.fullmatch(r"-1|\d{1,9}", text) or (text == "-1" and key == "line skip"):
             raise SourceError(f"NRRD: {key}: expected a whole number")
         skips.append(int(text))
-    encoding = _need(header, "encoding").lower()
+    packing = _PACKINGS.get(_need(header, "encoding").lower())
+    if packing is None:
+        raise SourceError("NRRD of an unknown encoding, expected raw, gzip or bzip2")
     with open(path, "rb") as file:
+        held = os.fstat(file.fileno()).st_size
+        # Of 4 dimensions, one may have to move behind the others, which takes a copy.
+        why = limits.unbelievable(max(skips[1], 0) + size, held, packing, 4 * count * (len(sizes) - 2))
+        if why:
+            raise SourceError(f"NRRD: {why}")
         file.seek(start)
-        for _ in range(skips[0]):
-            file.readline(_HEADER_BYTES)
-        if encoding == "raw":
-            if skips[1] < 0:
-                file.seek(max(path.stat().st_size - size, 0))
-            else:
-                file.seek(skips[1], 1)
-            data = file.read(size + 1)
-        elif encoding in ("gzip", "gz", "bzip2", "bz2"):
-            data = _unpacked(file, encoding.startswith("gz"), max(skips[1], 0), size)
+        for number in range(skips[0]):
+            if not file.readline(_HEADER_BYTES):
+                raise SourceError(f"NRRD: line skip: expected {skips[0]} lines, found {number}")
+        if packing == "none":
+            read = file.read
+            file.seek(max(held - size, 0) if skips[1] < 0 else file.tell() + skips[1])
         else:
-            raise SourceError("NRRD of an unknown encoding, expected raw, gzip or bzip2")
-    if len(data) != size:
-        found = "more" if len(data) > size else f"{len(data)}"
-        raise SourceError(f"NRRD: expected {size} bytes of voxels, found {found} (truncated or damaged file?)")
-    return np.frombuffer(data, kind)
+            read = _Unpacked(file, packing == "gzip").read
+            streams.skip(read, skips[1])
+        out = np.empty(sizes[::-1], np.float32)
+        try:
+            streams.fill(out.reshape(1, -1), read, kind)
+            more = read(1)
+        except (zlib.error, OSError, EOFError, ValueError):
+            raise SourceError("NRRD: its compressed voxels are damaged") from None
+        except SourceError as error:
+            raise SourceError(f"NRRD: {error}") from None
+    if more:
+        raise SourceError(f"NRRD: expected {size} bytes of voxels, found more (damaged header?)")
+    return out
 
 
 def _beside(path: Path, name: str) -> Path:
@@ -272,38 +284,31 @@ def _beside(path: Path, name: str) -> Path:
     return found
 
 
-def _unpacked(file: BinaryIO, gzip: bool, skip: int, size: int) -> bytes:
-    """``size`` bytes behind ``skip``, and one more if there is more."""
-    wanted = skip + size + 1
-    parts: list[bytes] = []
-    length = 0
-    try:
-        for part in _pieces(file, gzip, wanted):
+class _Unpacked:
+    """A compressed stream, read as a file; no more is unpacked than was asked for."""
+
+    def __init__(self, file: BinaryIO, gzip: bool) -> None:
+        self._file = file
+        self._inflate = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS) if gzip else None
+        self._bunzip = None if gzip else bz2.BZ2Decompressor()
+
+    def read(self, size: int) -> bytes:
+        parts = []
+        while size > 0 and (part := self._next(size)):
             parts.append(part)
-            length += len(part)
-            if length >= wanted:
-                break
-    except (zlib.error, OSError, EOFError, ValueError):
-        raise SourceError("NRRD: its compressed voxels are damaged") from None
-    return b"".join(parts)[skip:wanted]
+            size -= len(part)
+        return b"".join(parts)
 
-
-def _pieces(file: BinaryIO, gzip: bool, wanted: int) -> Iterator[bytes]:
-    left = wanted
-    if gzip:
-        inflate = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)
-        rest = file.read(_PIECE)
-        while rest and left > 0 and not inflate.eof:
-            part = inflate.decompress(rest, min(left, 16 * _PIECE))
-            left -= len(part)
-            yield part
-            rest = inflate.unconsumed_tail or file.read(_PIECE)
-    else:
-        unpack = bz2.BZ2Decompressor()
-        while left > 0 and not unpack.eof:
-            block = file.read(_PIECE) if unpack.needs_input else b""
-            if unpack.needs_input and not block:
-                return
-            part = unpack.decompress(block, min(left, 16 * _PIECE))
-            left -= len(part)
-            yield part
+    def _next(self, most: int) -> bytes:
+        """Some bytes, none at the end."""
+        part = b""
+        if self._inflate is not None:
+            while not part and not self._inflate.eof and (rest := self._inflate.unconsumed_tail or self._file.read(_PIECE)):
+                part = self._inflate.decompress(rest, most)
+        elif self._bunzip is not None:
+            while not part and not self._bunzip.eof:
+                block = self._file.read(_PIECE) if self._bunzip.needs_input else b""
+                if self._bunzip.needs_input and not block:
+                    return b""
+                part = self._bunzip.decompress(block, most)
+        return part

@@ -20,6 +20,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from .. import limits
 from ..decoders import DECODER, JPEG, SYNTAXES, Expected
 from ..errors import SourceError
 from .elements import UNCOMPRESSED, quiet, read_dataset
@@ -29,10 +30,6 @@ from .multiframe import cut_tiles
 
 Units = Literal["hu", "stored"]
 
-SURE_VALUES = 64 << 20
-"""Decoded values that any file may ask for: 256 frames of 512 x 512. As float32 256 MiB."""
-MOST_VALUES_A_BYTE = 50
-"""Above `SURE_VALUES`, decoded values for each byte of the file: lossy cine has about 20, a bomb thousands."""
 MEASURED = ("CT", "PT", "RTDOSE")
 """Modalities whose rescaled values are measurements: MONOCHROME1 then says how to show them, not what they mean."""
 
@@ -140,7 +137,7 @@ def _check_size(header: Header) -> None:
         # 2 of 3 values of YBR_FULL_422 are there.
         if values * header.bits_allocated // 8 * 2 // 3 > header.size:
             raise _cut(header)
-    elif values > max(SURE_VALUES, MOST_VALUES_A_BYTE * header.size):
+    elif values > max(limits.SURE_VALUES, limits.MOST_VALUES_A_BYTE * header.size):
         raise SourceError(
             f"{header.name}: the header asks for {values} values, which a compressed file of {header.size} bytes hardly "
             "holds; refused before decoding"
