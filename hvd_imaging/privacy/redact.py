@@ -80,7 +80,7 @@ class Redactor:
             whole = [str(self._root / relative), os.path.abspath(self._root / relative), relative, os.fspath(path)]
             for mention in (*whole, *_names(relative.rpartition("/")[2])):
                 found.setdefault(mention, reference)
-            if self._is_ordinary(relative) and message.startswith(f"{relative}: "):
+            if self._is_ordinary(relative) and relative not in vocabulary.FILES and message.startswith(f"{relative}: "):
                 begin, message = reference, message[len(relative) :]
             above |= dict.fromkeys(map(str, PurePosixPath(relative).parents))
         for path in folders:
@@ -116,6 +116,7 @@ class Redactor:
             len(mention) < LEAST
             or mention in ("..", "/", "SRC")
             or mention in vocabulary.MESSAGES
+            or mention in vocabulary.FILES
             or mention in self.words
             or re.fullmatch(r"\d{1,3}(\.\d{1,3})?", mention) is not None
         )

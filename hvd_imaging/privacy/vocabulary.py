@@ -82,6 +82,9 @@ MASKS LABEL LABELS DATA STUDY SERIES PatientID SeriesInstanceUID SOPInstanceUID 
 MESSAGES = frozenset(_MESSAGES.split())
 """Words of our own messages that people also call files by, as they stand there. What is rather a name of people is not one of them."""
 
+FILES = frozenset({"labels.csv", "cases.csv", "dataset.json"})
+"""Files that go by these names in every archive: they are shown."""
+
 SCHEMES = frozenset({"DCM", "SCT", "SRT", "99SDM", "SNM3", "UCUM", "RADLEX", "LN", "FMA", "NCIt", "IBSI", "MDC", "UMLS"})
 
 

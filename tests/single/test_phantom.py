@@ -34,7 +34,8 @@ def test_archive_is_a_segmentation_of_all_patients(archive):
     found, _ = cases(archive)
     assert (found.task, found.classes) == ("segmentation", ("background", "lung", "nodule"))
     assert len(found.cases) == 3
-    assert found.rejected == () and found.notes == ()
+    assert found.rejected == ()
+    assert found.notes == ("labels.csv is not used: masks are there, so the task is segmentation; --task classification takes it",)
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
