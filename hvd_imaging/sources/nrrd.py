@@ -11,6 +11,7 @@ import math
 import os
 import re
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -253,8 +254,8 @@ def _voxels(path: Path, header: _Header, sizes: tuple[int, ...], kind: np.dtype)
         for number in range(skips[0]):
             if not file.readline(_HEADER_BYTES):
                 raise SourceError(f"NRRD: line skip: expected {skips[0]} lines, found {number}")
+        read: Callable[[int], bytes] = file.read
         if packing == "none":
-            read = file.read
             file.seek(max(held - size, 0) if skips[1] < 0 else file.tell() + skips[1])
         else:
             read = _Unpacked(file, packing == "gzip").read
