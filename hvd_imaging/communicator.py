@@ -179,7 +179,7 @@ def connect() -> Sharing:
         communicator = Mpi()
     except ImportError as error:
         raise SetupError(
-            f"{expected.size} ranks were started, but mpi4py can not be imported ({error}); "
+            f"{expected.size} ranks were started, but mpi4py cannot be imported ({error}); "
             "install the extra 'train' with scripts/setup_env.sh, or run one process"
         ) from error
     if communicator.world.size != expected.size:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import pydantic
-import yaml
 from pydantic import Field
 
 from .errors import ConfigError
+from .texts import TextError, parse_yaml, read_yaml
 
 Positive = typing.Annotated[int, Field(gt=0)]
 Fraction = typing.Annotated[float, Field(ge=0, le=1)]
@@ -25,7 +25,7 @@ Triple = tuple[Positive, Positive, Positive]
 
 
 class Section(pydantic.BaseModel):
-    """Base of all sections: unknown keys are errors, values can not change after checking."""
+    """Base of all sections: unknown keys are errors, values cannot change after checking."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -143,7 +143,7 @@ class SplitConfig(Section):
         if self.stratify and self.by != "patient":
             raise ValueError(f"stratify needs by=patient: whole groups by {self.by} leave nothing to choose")
         if self.folds and self.by == "date":
-            raise ValueError("folds have no order in time: by=date can not be combined with them")
+            raise ValueError("folds have no order in time: by=date cannot be combined with them")
         return self
 
 
@@ -387,7 +387,7 @@ class RunConfig(Section):
             if parallel.compression not in ("none", "auto") or parallel.reduction != "sum":
                 raise ValueError("parallel: reproducible=exact takes compression=none and reduction=sum")
         if train.reproducible and train.balance == "auto":
-            raise ValueError("train.balance=auto follows measured times, so it can not be reproducible; use balance=equal")
+            raise ValueError("train.balance=auto follows measured times, so it cannot be reproducible; use balance=equal")
         if parallel.reduction == "adasum" and parallel.compression not in ("none", "auto"):
             raise ValueError("parallel.compression: reduction=adasum takes none")
         if parallel.dense == "sharded":
@@ -419,18 +419,14 @@ def load(model: type[S], path: str | Path | None, assignments: Iterable[str] = (
     values: Any = {}
     if path is not None:
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            values = read_yaml(path) or {}
+        except OSError as error:
             raise ConfigError(
-                f"{path}: can not be read ({reason}); `hvd-imaging init segmentation -o run.yaml` makes one"
+                f"{path}: cannot be read ({error.strerror}); `hvd-imaging init segmentation -o run.yaml` makes one"
             ) from error
-        try:
-            values = yaml.load(text, Loader=_StrictLoader) or {}  # noqa: S506 - a SafeLoader that refuses repeated keys
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            line = f", line {mark.line + 1}" if mark is not None else ""
-            raise ConfigError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from error
+        except TextError as error:
+            line = f", line {error.line}" if error.line is not None else ""
+            raise ConfigError(f"{path}{line}: {error}") from error
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: expected sections such as 'data:', found {type(values).__name__}")
     for assignment in assignments:
@@ -446,31 +442,14 @@ def check(model: type[S], values: Any, where: str) -> S:
         raise ConfigError(f"{where}: " + "; ".join(_explain(model, e) for e in error.errors()[:5])) from None
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice (plain YAML lets the second win silently)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(None, None, "a key has to be a plain word", key_node.start_mark)
-            key = key_node.value
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key '{key}' stands here twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def _assign(values: dict[str, Any], assignment: str) -> None:
     key, separator, text = assignment.partition("=")
     parts = key.strip().split(".")
     if not separator or not all(parts):
         raise ConfigError(f"--set {assignment}: expected key=value, such as train.epochs=20")
     try:
-        value = yaml.load(text, Loader=_StrictLoader)  # noqa: S506
-    except yaml.YAMLError as error:
+        value = parse_yaml(text)
+    except TextError as error:
         raise ConfigError(f"--set {assignment}: the value is not valid YAML") from error
     target = values
     for part in parts[:-1]:

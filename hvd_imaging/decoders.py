@@ -25,6 +25,7 @@ from typing import IO, Any
 import numpy as np
 
 from .errors import SetupError, SourceError
+from .texts import parse_json
 
 FRAME_SECONDS = 5.0
 """A frame takes some 10 ms; the largest mammogram in JPEG 2000 about a second."""
@@ -54,7 +55,7 @@ class Expected:
 
 
 class Wrong(Exception):
-    """Why a frame can not be decoded; the text is ours and quotes nothing of the file but sizes."""
+    """Why a frame cannot be decoded; the text is ours and quotes nothing of the file but sizes."""
 
 
 def decode(data: bytes, expected: Expected) -> np.ndarray:
@@ -199,7 +200,7 @@ def _receive(reader: IO[bytes]) -> tuple[dict[str, Any], bytes] | None:
     if len(sizes) < 8:
         return None
     head, data = struct.unpack("<II", sizes)
-    return json.loads(reader.read(head)), reader.read(data)
+    return parse_json(reader.read(head)), reader.read(data)
 
 
 class Decoder:
@@ -213,7 +214,7 @@ class Decoder:
         """`decode` in the child.
 
         Raises:
-            SourceError: the frame can not be decoded; the message continues "compressed frame ...".
+            SourceError: the frame cannot be decoded; the message continues "compressed frame ...".
             SetupError: the decoders are not installed.
         """
         with self._lock:
@@ -268,7 +269,7 @@ class Decoder:
         except (_Late, _Died, OSError):
             self.close()
             raise SetupError(
-                "the process that decodes compressed images can not be started; check memory and `ulimit -u` of this machine"
+                "the process that decodes compressed images cannot be started; check memory and `ulimit -u` of this machine"
             ) from None
         if "missing" in head:
             self.close()
@@ -297,7 +298,7 @@ class Decoder:
             return buffer
 
         head, data = struct.unpack("<II", take(8))
-        return json.loads(take(head)), take(data)
+        return json.loads(take(head)), take(data)  # noqa: TID251 - from the process that started this one
 
 
 class _Late(Exception):

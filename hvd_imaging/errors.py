@@ -29,7 +29,7 @@ class ConfigError(HvdImagingError):
 
 
 class SourceError(HvdImagingError):
-    """DICOM, NIfTI or label input that can not be used."""
+    """DICOM, NIfTI or label input that cannot be used."""
 
     exit_code = 3
 
@@ -41,7 +41,7 @@ class DatasetError(HvdImagingError):
 
 
 class RunError(HvdImagingError):
-    """A run directory, checkpoint or model can not be used as asked."""
+    """A run directory, checkpoint or model cannot be used as asked."""
 
     exit_code = 5
 

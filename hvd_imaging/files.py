@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from .errors import SetupError
 
 
 @contextlib.contextmanager
@@ -43,8 +48,12 @@ def atomic_folder(path: str | os.PathLike[str], replace: bool = False) -> Iterat
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    held = os.open(temporary, os.O_RDONLY)
     try:
+        with contextlib.suppress(OSError):  # a network filesystem without locks
+            fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
@@ -62,7 +71,45 @@ def atomic_folder(path: str | os.PathLike[str], replace: bool = False) -> Iterat
             os.replace(temporary, path)  # refused by the system if the folder there is not empty
         _sync_folder(path.parent)
     finally:
+        os.close(held)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+_FRESH = 60.0
+"""s: a folder that is younger may not be locked yet."""
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed commands left beside ``path``; what a running one holds stays."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        with contextlib.suppress(OSError):
+            if left.is_symlink() or not left.is_dir() or time.time() - left.stat().st_mtime < _FRESH:
+                continue
+            handle = os.open(left, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(handle)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Whether something can be written at ``path``: asked before long work, whose result would be lost.
+
+    Raises:
+        SetupError: it cannot, with the system's reason.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent) as probe:
+            probe.write(bytes(1 << 16))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise SetupError(
+            f"{path}: cannot be written ({error.strerror}); check space and permissions of {path.parent}, or choose another place"
+        ) from None
 
 
 def _sync_folder(folder: Path) -> None:
@@ -70,7 +117,7 @@ def _sync_folder(folder: Path) -> None:
     try:
         os.fsync(handle)
     except OSError:
-        pass  # some network filesystems can not sync a folder
+        pass  # some network filesystems cannot sync a folder
     finally:
         os.close(handle)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
-import json
 import os
 import stat
 from collections.abc import Mapping
@@ -13,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from .errors import SetupError
+from .texts import read_json
 
 
 def make_key(path: Path) -> Path:
     """Make a key pair: ``path`` (PKCS #8 PEM, mode 600) and ``path`` + ".pub" (PEM), which is returned.
 
     Raises:
-        SetupError: one of the files is there already, or can not be made.
+        SetupError: one of the files is there already, or cannot be made.
     """
     from cryptography.hazmat.primitives import serialization as form
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -42,7 +42,7 @@ def make_key(path: Path) -> Path:
         for place in made:  # a pair or nothing
             with contextlib.suppress(OSError):
                 place.unlink()
-        what = "exists already and is never replaced" if isinstance(error, FileExistsError) else f"can not be made ({error.strerror})"
+        what = "exists already and is never replaced" if isinstance(error, FileExistsError) else f"cannot be made ({error.strerror})"
         raise SetupError(f"{path}: the key pair {what}; choose another --key-file") from error
     return other
 
@@ -51,7 +51,7 @@ def signature(message: bytes, key_file: Path) -> dict[str, Any]:
     """``{"algorithm": "Ed25519", "signature": base64}`` of a message.
 
     Raises:
-        SetupError: the key can not be used, or others may read it.
+        SetupError: the key cannot be used, or others may read it.
     """
     return {"algorithm": "Ed25519", "signature": base64.b64encode(_private(key_file).sign(message)).decode("ascii")}
 
@@ -61,10 +61,10 @@ def read(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it can not be read, or is none.
+        ValueError: it cannot be read, or is none.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         _bytes(values)
     except FileNotFoundError:
         raise
@@ -84,7 +84,7 @@ def fits(values: Mapping[str, Any], message: bytes, public_key: Path) -> bool:
     """Whether the holder of the key signed this message; ``values`` as :func:`read` gives them.
 
     Raises:
-        SetupError: the public key can not be read.
+        SetupError: the public key cannot be read.
     """
     from cryptography.exceptions import InvalidSignature
 
@@ -106,7 +106,7 @@ def _private(path: Path) -> Any:
     except FileNotFoundError:
         raise SetupError(f"{path}: no such key file; --new-key makes one") from None
     except OSError as error:
-        raise SetupError(f"{path}: the key file can not be read ({error.strerror})") from error
+        raise SetupError(f"{path}: the key file cannot be read ({error.strerror})") from error
     if mode & 0o077:
         raise SetupError(
             f"{path}: the key file must be readable by its owner only (mode 600), found mode {mode:o}; `chmod 600 {path}`, and "
@@ -127,7 +127,7 @@ def public(path: Path) -> Any:
     """The key of a PEM file.
 
     Raises:
-        SetupError: it can not be read, or is no Ed25519 public key.
+        SetupError: it cannot be read, or is no Ed25519 public key.
     """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -135,7 +135,7 @@ def public(path: Path) -> Any:
     try:
         data = path.read_bytes()[: 1 << 16]
     except OSError as error:
-        raise SetupError(f"{path}: the public key can not be read ({error.strerror})") from error
+        raise SetupError(f"{path}: the public key cannot be read ({error.strerror})") from error
     try:
         key = load_pem_public_key(data)
     except Exception:  # not PEM, or an algorithm that the library does not know

@@ -29,7 +29,7 @@ below 1 GiB with the decoded copy beside it."""
 
 
 def unbelievable(claimed: int, held: int, packing: Packing = "none", memory: int | None = None) -> str:
-    """Why a file can not be believed to hold what it claims; "" if it can. Pure.
+    """Why a file cannot be believed to hold what it claims; "" if it can. Pure.
 
     Args:
         claimed: bytes of data, unpacked, as the header has it.
@@ -40,7 +40,7 @@ def unbelievable(claimed: int, held: int, packing: Packing = "none", memory: int
     if claimed < 0:
         return f"a size of {brief(claimed)} bytes"
     if claimed > HOLDS[packing] * held + (1 << 16 if packing != "none" else 0):
-        return f"its header asks for {brief(claimed)} bytes, which a file of {held} bytes can not hold (damaged or truncated)"
+        return f"its header asks for {brief(claimed)} bytes, which a file of {held} bytes cannot hold (damaged or truncated)"
     if max(claimed, memory or 0) > FREELY and packing != "none" and claimed > MOST_RATIO * held:
         return (
             f"would unpack from {held} to {brief(claimed)} bytes, more than {MOST_RATIO} times as many: medical images do not "

@@ -39,7 +39,7 @@ def parse(cpuinfo: str) -> tuple[str, ...]:
 
 @functools.cache
 def instruction_sets() -> tuple[str, ...]:
-    """`parse` of this machine; empty if it can not be read."""
+    """`parse` of this machine; empty if it cannot be read."""
     try:
         return parse(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
     except OSError:

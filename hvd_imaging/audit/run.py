@@ -75,7 +75,7 @@ def audit(
         progress: called with this rank's samples and a description; yields them.
 
     Raises:
-        DatasetError: there is no readable manifest, or a sample can not be read.
+        DatasetError: there is no readable manifest, or a sample cannot be read.
     """
     manifest = together(communicator, lambda: load(dataset))
 
@@ -136,11 +136,11 @@ def read_known(path: str | Path) -> list[str]:
     """Identifiers of a file, one a line; empty lines do not count.
 
     Raises:
-        ConfigError: it can not be read as UTF-8 text.
+        ConfigError: it cannot be read as UTF-8 text.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError(f"--known {path}: can not be read ({reason})") from None
+        raise ConfigError(f"--known {path}: cannot be read ({reason})") from None
     return [line.strip() for line in lines if line.strip()]

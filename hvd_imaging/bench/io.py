@@ -309,7 +309,7 @@ def measure(
         on_run: told before each process.
 
     Raises:
-        HvdImagingError: reading our own shards failed, or the dataset can not be read.
+        HvdImagingError: reading our own shards failed, or the dataset cannot be read.
     """
     with tempfile.TemporaryDirectory(prefix="hvd-bench-io-") as folder:
         bench = Bench(Path(folder), quick, on_run or (lambda _: None))

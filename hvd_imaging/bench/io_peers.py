@@ -48,7 +48,7 @@ class Format(Protocol):
 
     Attributes:
         store: name of its folder; formats that read the same files share it, the first of them writes.
-        needs: modules without which it can not be measured.
+        needs: modules without which it cannot be measured.
     """
 
     @property
@@ -71,7 +71,7 @@ class Format(Protocol):
 
 
 def missing(form: Format) -> str:
-    """Why the format can not be measured here; empty if it can."""
+    """Why the format cannot be measured here; empty if it can."""
     absent = [name for name in form.needs if importlib.util.find_spec(name) is None]
     return f"not installed: {', '.join(absent)}" if absent else ""
 
@@ -589,7 +589,7 @@ def forget(folder: Path) -> None:
         if path.is_file():
             handle = os.open(path, os.O_RDONLY)
             try:
-                with contextlib.suppress(OSError):  # some filesystems can not sync a file that is open for reading
+                with contextlib.suppress(OSError):  # some filesystems cannot sync a file that is open for reading
                     os.fsync(handle)
                 os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
             finally:

@@ -48,7 +48,7 @@ def sweep() -> None:
 
 
 def why_not() -> str | None:
-    """The reason why this machine can not set a limit, None if it can. A child finds out."""
+    """The reason why this machine cannot set a limit, None if it can. A child finds out."""
     child = os.fork()
     if not child:
         code = 1

@@ -79,7 +79,7 @@ def mpirun_path() -> str | None:
 
 
 def why_not() -> str | None:
-    """The reason why this machine can not make a link, None if it can. It makes one to find out."""
+    """The reason why this machine cannot make a link, None if it can. It makes one to find out."""
     if not sys.platform.startswith("linux"):
         return "network namespaces are Linux's"
     if os.geteuid() != 0:
@@ -146,7 +146,7 @@ def _run(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise LinkError(f"'{' '.join(command)}' can not run: {error}") from error
+        raise LinkError(f"'{' '.join(command)}' cannot run: {error}") from error
     if done.returncode:
         reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[0]
         raise LinkError(f"'{' '.join(command)}' failed: {reason}")

@@ -13,7 +13,7 @@ Examples:
   hvd-imaging deidentify archive shared --key-file ~/secret/project.key
   hvd-imaging deidentify archive shared --retain dates,characteristics --burned-in blank --deface
 \b
-What can not be cleaned is set aside in OUT/quarantine.json, by reference; the exit code is then 10. Which file a
+What cannot be cleaned is set aside in OUT/quarantine.json, by reference; the exit code is then 10. Which file a
 reference stands for is in OUT's name + .files.json beside the key: keep both to yourself.
 """
 )

@@ -40,6 +40,8 @@ def command(
     check_signed(run_dir, public_key)
     bootstrap.prepare()
     bootstrap.load_tensorflow()
+    from ..communicator import together
+    from ..files import check_writable
     from ..inference.evaluate import evaluate
     from ..parallel.horovod import Horovod
     from ..reporting.plots import draw_evaluation
@@ -47,6 +49,7 @@ def command(
 
     communicator = Horovod()
     world = communicator.world
+    together(communicator, lambda: check_writable(run_dir / f"evaluation-{split}.json") if world.is_root else None)
     with counter("evaluate", world) as progress:
         report = evaluate(run_dir, split, communicator, progress, draw_evaluation if plots else None, dataset, trusted)
     if not world.is_root:

@@ -54,7 +54,7 @@ Examples:
   hvd-imaging fetch https://pacs.example/dicom-web archive --user me --password-file ~/secret/pacs --series-limit 20
   hvd-imaging ingest "https://pacs.example/dicom-web?Modality=CT" dataset      fetches by itself
 \b
-Started again it fetches only what is missing. What the server can not give is set aside and the exit code is then 10.
+Started again it fetches only what is missing. What the server cannot give is set aside and the exit code is then 10.
 The files are the patients' own data: see `hvd-imaging deidentify`. --user, --password-file, --token-file and --ca-file can
 stand in HVD_DICOMWEB_USER, _PASSWORD_FILE, _TOKEN_FILE and _CA_FILE; `ingest` reads them there.
 """
@@ -93,7 +93,7 @@ def command(
         with counter("fetching", unit="instances") as report:
             found = dicomweb.fetch(url, out, asked, series_limit=series_limit, report=report, server=server)
     except OSError as error:
-        raise DatasetError(f"{out}: can not be written ({error.strerror}); check space and permissions") from None
+        raise DatasetError(f"{out}: cannot be written ({error.strerror}); check space and permissions") from None
     rows = tell({out / item.path: item.reason for item in found.refused}, out, key_file, out.with_name(out.name + ".files.json"))
     if as_json:
         import json

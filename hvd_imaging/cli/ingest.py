@@ -20,7 +20,7 @@ Examples:
   mpirun -np 8 hvd-imaging ingest archive dataset
   hvd-imaging ingest archive dataset2 --parent dataset      the next version: reads what is new or changed
 \b
-Inputs that can not be read are set aside in DATASET/quarantine.json with the reason; the exit code is then 10.
+Inputs that cannot be read are set aside in DATASET/quarantine.json with the reason; the exit code is then 10.
 File names can be names of patients: reports show references, DATASET.files.json beside the dataset tells what they stand for.
 The pseudonym key is DATASET.key beside the dataset: keep both secret, and keep them if more data is to come.
 A killed ingest, started again with the same settings, goes on where it was.

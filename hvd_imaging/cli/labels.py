@@ -16,7 +16,7 @@ Examples:
   hvd-imaging labels archive --json
 \b
 Nobody is named: cases are references, annotators numbers. Which file a reference is stands in OUT.files.json beside OUT; with
-the key of a dataset references are those of its ingest. Exit code 10: something can not be used.
+the key of a dataset references are those of its ingest. Exit code 10: something cannot be used.
 """
 )
 @click.argument("src", type=click.Path(path_type=Path))
@@ -83,7 +83,7 @@ def command(src: Path, out: Path | None, key_file: Path | None, assignments: tup
             raise
         except Exception as error:
             # One odd file must not end the report. The text may quote values of the file: its type must do.
-            problems.append((name, f"can not be read ({type(error).__name__})"))
+            problems.append((name, f"cannot be read ({type(error).__name__})"))
             continue
         cases.append(dataclasses.replace(found, notes=tuple(redactor.text(note, files) for note in found.notes)))
     cases.sort(key=lambda case: case.name)

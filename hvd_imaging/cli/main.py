@@ -6,16 +6,19 @@ never loads TensorFlow.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
 import time
 import traceback
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
-from ..errors import ConfigError, HvdImagingError, PeerError
+from ..errors import ConfigError, HvdImagingError, PeerError, SetupError
 from ..world import World, world_from_environment
 
 COMMANDS = {
@@ -99,12 +102,31 @@ def main() -> NoReturn:
         # The reader (head, less) has gone: nothing is wrong, and nothing may be written any more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(0, world)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
+            print(f"hvd-imaging: error: {f'rank {world.rank}: ' if world.size > 1 else ''}{told(error, sys.argv[1:])}", file=sys.stderr)
+            _abort(SetupError.exit_code, world)
         if world.size > 1:
             print(f"rank {world.rank}:", file=sys.stderr)
         traceback.print_exc()
         print("hvd-imaging: this is a fault of the program; please report it with the lines above", file=sys.stderr)
         _abort(70, world)
+
+
+_OF_THE_MACHINE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG, errno.EIO,
+    errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.EFBIG,
+}  # fmt: skip
+"""Errors that are no fault of the program: a full disk, a folder that may not be written, too many open files."""
+
+
+def told(error: OSError, words: Sequence[str]) -> str:
+    """One line on an error of the machine. Of its path no more than the user's own word for what it lies in: names can name patients. Pure."""
+    path = os.path.abspath(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else ""
+    values = [word.partition("=")[2] or word for word in words]
+    place = [word for word in values if word and path and Path(path).is_relative_to(os.path.abspath(word))]
+    where = f"{max(place, key=lambda word: len(os.path.abspath(word)))}: " if place else ""
+    return f"{where}{error.strerror or type(error).__name__}; check space, permissions and limits (ulimit -n) there, then try again"
 
 
 def is_alike(error: HvdImagingError) -> bool:

@@ -59,7 +59,7 @@ What a site always wants (account, partition, modules) stands in site.yaml, besi
 @click.option("--auto", is_flag=True, help="Choose the number of nodes, --nodes at most, by the queue and measured scaling.")
 @click.option("--measured", type=click.Path(path_type=Path), metavar="RUN_DIR", help="--auto: an earlier run to learn the pace from.")
 @click.option("--dry-run", is_flag=True, help="Show scripts and findings, write and queue nothing.")
-@click.option("--force", is_flag=True, help="Submit in spite of findings that say it can not run.")
+@click.option("--force", is_flag=True, help="Submit in spite of findings that say it cannot run.")
 @click.option("--json", "as_json", is_flag=True, help="Print jobs and findings as JSON.")
 def command(
     config: Path, single: tuple[str, ...], chain_text: str, source: str | None, recipe: Path | None, assignments: tuple[str, ...],

@@ -11,7 +11,7 @@ from .slurm import Node, Partition
 
 @dataclass(frozen=True)
 class Finding:
-    """``fatal``: it can not run, so it is not submitted; else a warning."""
+    """``fatal``: it cannot run, so it is not submitted; else a warning."""
 
     text: str
     fatal: bool = False

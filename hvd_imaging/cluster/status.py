@@ -15,6 +15,7 @@ from typing import Any
 
 from ..config import RunConfig, load
 from ..errors import TRY_AGAIN, ConfigError, RunError
+from ..texts import parse_json, read_json
 from ..training.events import NAME as EVENTS
 from ..training.events import sound
 from ..training.heartbeat import Beat, read_beats
@@ -116,7 +117,7 @@ def submissions(run_dir: Path) -> list[dict[str, Any]]:
     """Jobs of the newest submission, in the chain's order; empty without one."""
     path = run_dir / FOLDER / SUBMITTED
     try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["submissions"][-1]["jobs"])
+        return list(read_json(path)["submissions"][-1]["jobs"])
     except FileNotFoundError:
         return []
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -145,7 +146,7 @@ def recent_events(run_dir: Path, epochs: int = 5) -> list[dict[str, Any]]:
                 continue
             many[kind] -= 1
         try:
-            event = json.loads(line)
+            event = parse_json(line)
         except ValueError:
             continue
         if sound(event) and "time" in event:

@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..config import RunConfig, load
 from ..errors import ConfigError, DatasetError, RunError
 from ..files import write_json, write_text
 from ..planning.memory import rank_bytes
 from ..shards import manifest as manifests
+from ..texts import TextError, read_json, read_yaml
 from . import slurm
 from .judge import Finding, Need, judge
 from .render import FOLDER, Array, Script, Wish, chain_script
@@ -30,9 +29,9 @@ def read_array(path: Path, run_dir: Path, config: Path, at_once: int = 0) -> Arr
         ConfigError: neither, or a row that the configuration does not take.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: can not be read as YAML ({type(error).__name__})") from None
+        values = read_yaml(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as YAML ({error if isinstance(error, TextError) else type(error).__name__})") from None
     if isinstance(values, dict) and values and all(isinstance(value, list) and value for value in values.values()):
         rows = [dict(zip(values, row, strict=True)) for row in itertools.product(*values.values())]
     elif isinstance(values, list) and values and all(isinstance(row, dict) and row for row in values):
@@ -51,7 +50,7 @@ def read_array(path: Path, run_dir: Path, config: Path, at_once: int = 0) -> Arr
 
 
 def needs(step: str, config: RunConfig, request: Request, run_dir: Path) -> Need:
-    """What is known of a step before it runs; an estimate that can not be made is left out."""
+    """What is known of a step before it runs; an estimate that cannot be made is left out."""
     if step != "train":
         return Need(gpu=step != "ingest")
     memory = None
@@ -135,7 +134,7 @@ def submit(scripts: Sequence[Script], files: Mapping[str, Path], run_dir: Path, 
         RunError: sbatch refuses one.
     """
     path = run_dir / FOLDER / SUBMITTED
-    before = json.loads(path.read_text(encoding="utf-8"))["submissions"] if path.is_file() else []
+    before = read_json(path)["submissions"] if path.is_file() else []
     jobs: list[dict[str, Any]] = []
     try:
         for script in scripts:

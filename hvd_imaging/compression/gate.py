@@ -59,7 +59,7 @@ class Difference:
         value: candidate - reference: points for shares, mm for HD95.
         interval: 95% of ``value``, None if there is none (see ``note``).
         count: cases.
-        note: why something is missing, or what the interval can not say; "" otherwise.
+        note: why something is missing, or what the interval cannot say; "" otherwise.
     """
 
     reference: float | None
@@ -184,13 +184,13 @@ def compare(reference: Mapping[str, Any], candidate: Mapping[str, Any]) -> dict[
     for what in ("task", "classes"):
         if reference[what] != candidate[what]:
             raise RunError(
-                f"the two evaluations can not be compared: {what} is {candidate[what]}, expected {reference[what]}; "
+                f"the two evaluations cannot be compared: {what} is {candidate[what]}, expected {reference[what]}; "
                 "evaluate both models on the same split"
             )
     theirs = {row["id"]: row for row in candidate["cases"]}
     if theirs.keys() != {row["id"] for row in reference["cases"]}:
         raise RunError(
-            f"the two evaluations can not be compared: {len(theirs)} cases, expected the same "
+            f"the two evaluations cannot be compared: {len(theirs)} cases, expected the same "
             f"{len(reference['cases'])} as of the float model; evaluate both models on the same split"
         )
     pairs = [(row, theirs[row["id"]]) for row in reference["cases"]]

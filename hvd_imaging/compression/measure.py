@@ -113,7 +113,7 @@ def run_worker(folder: str | Path, threads: int, runs: int, timeout: float = TIM
     if process.returncode < 0:
         return {"reason": f"its process was ended by signal {-process.returncode}; too little memory ends one by signal 9"}
     try:
-        answer = json.loads((process.stdout.strip().splitlines() or [""])[-1])
+        answer = json.loads((process.stdout.strip().splitlines() or [""])[-1])  # noqa: TID251 - from a process of ours
         return {"reason": str(answer["reason"])} if "reason" in answer else answer
     except (ValueError, TypeError):
         last = (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1]

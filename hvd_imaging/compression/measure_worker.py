@@ -39,7 +39,7 @@ def measure(path: str, threads: int, runs: int) -> dict[str, Any]:
         ``kind``, ``load_ms`` (open and first answer), ``times_ms`` of each call, ``peak_bytes``.
 
     Raises:
-        HvdImagingError: the model can not be opened.
+        HvdImagingError: the model cannot be opened.
     """
     import numpy as np
 
@@ -65,7 +65,7 @@ def measure(path: str, threads: int, runs: int) -> dict[str, Any]:
 def main() -> None:
     """Print figures, or the reason why there are none, as the last line of stdout."""
     path, threads, runs = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    # So many cores as threads: a library that counts cores for itself can not take more.
+    # So many cores as threads: a library that counts cores for itself cannot take more.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     from .. import bootstrap
     from ..errors import HvdImagingError

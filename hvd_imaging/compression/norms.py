@@ -42,7 +42,7 @@ def freeze(
         reduce: sums float64 arrays over the ranks.
 
     Returns:
-        a network without norms; one that can not be folded stays as a batch norm that is not trained.
+        a network without norms; one that cannot be folded stays as a batch norm that is not trained.
 
     Raises:
         RunError: no rank has a patch.

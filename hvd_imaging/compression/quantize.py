@@ -37,7 +37,7 @@ def prepare(model: Any, patches: Sequence[np.ndarray]) -> Any:
 
     norm = next((x.name for x in model.layers if isinstance(x, GroupNorm | keras.layers.BatchNormalization)), None)
     if norm is not None:
-        raise RunError(f"quantize: layer '{norm}' is a norm, which integers can not hold; put the step freeze_norms before")
+        raise RunError(f"quantize: layer '{norm}' is a norm, which integers cannot hold; put the step freeze_norms before")
     lowered = lower(model)
     quantization = tfmot.quantization.keras
 

@@ -36,6 +36,7 @@ from ..lowering.lower import lower
 from ..models import architecture
 from ..parallel.horovod import Horovod
 from ..shards.manifest import Manifest
+from ..texts import read_yaml
 from ..training import checkpoint
 from ..training.callbacks import Reporter, Silent
 from ..training.run import BEST, Run, claim, load_run, load_trained, located
@@ -236,8 +237,8 @@ def _claim(out: Path, run: Run, recipe: Recipe, resume: bool) -> None:
         if not resume:
             raise RunError(f"{out}: holds a compression already; go on with it by --resume, or choose another --out")
         try:
-            before = yaml.safe_load((out / RECIPE).read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            before = read_yaml(out / RECIPE)
+        except (OSError, ValueError) as error:
             raise RunError(f"{out / RECIPE}: damaged; choose another --out") from error
         # Limits, formats and the split are asked for anew; the steps and what they began from are not.
         for key in ("run", "steps"):

@@ -12,7 +12,6 @@ The network after a step is a network of 3D layers again, so that the next step 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +30,7 @@ from ..models import architecture
 from ..models.losses import sample_losses
 from ..models.spec import ModelSpec
 from ..parallel.horovod import Horovod
+from ..texts import read_json
 from ..training import checkpoint
 from ..training.callbacks import Reporter
 from ..world import World
@@ -313,6 +313,6 @@ def _finish(folder: Path, model: Any, outcome: dict[str, Any]) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: damaged ({str(error).splitlines()[0]}); delete the folder {path.parent.name} to do the step again") from error

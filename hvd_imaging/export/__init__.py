@@ -190,7 +190,15 @@ def check_target(target: Path, force: bool) -> None:
 
     Raises:
         RunError: with what was found and the next step.
+        SetupError: nothing can be written there.
     """
+    from ..files import check_writable
+
+    _check_free(target, force)
+    check_writable(target)
+
+
+def _check_free(target: Path, force: bool) -> None:
     from ..models.spec import NAME as SPEC_NAME
     from .parity import NAME as PARITY_NAME
 

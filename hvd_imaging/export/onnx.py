@@ -27,7 +27,7 @@ def write(
         calibration: float32 ``(n, D, H, W, C)``, for int8.
 
     Raises:
-        RunError: a layer that the writer does not know, or that ONNX Runtime can not quantize.
+        RunError: a layer that the writer does not know, or that ONNX Runtime cannot quantize.
     """
     import onnx
 
@@ -84,7 +84,7 @@ def quantize(graph: Any, calibration: Sequence[np.ndarray] | np.ndarray) -> Any:
             return onnx.load(path)
         except Exception as error:  # its exceptions have no common base
             lines = str(error).splitlines() or [type(error).__name__]
-            raise RunError(f"onnx-int8: ONNX Runtime can not quantize the network ({lines[0][:300]}); export --format onnx") from error
+            raise RunError(f"onnx-int8: ONNX Runtime cannot quantize the network ({lines[0][:300]}); export --format onnx") from error
         finally:
             logger.setLevel(level)
 

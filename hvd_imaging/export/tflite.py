@@ -66,7 +66,7 @@ def write(
         lines = str(error).splitlines() or [type(error).__name__]
         why = next((line.strip() for line in lines if "is neither a custom op" in line), lines[0])
         raise RunError(
-            f"{spec.model.name}: can not be converted with TFLite's built-in operations ({why[:300]}); "
+            f"{spec.model.name}: cannot be converted with TFLite's built-in operations ({why[:300]}); "
             "export --format savedmodel takes any network"
         ) from error
     (folder / TFLITE).write_bytes(data)

@@ -26,6 +26,7 @@ from ..errors import RunError
 from ..files import sha256_of_file, write_json
 from ..models.spec import NAME as SPEC_NAME
 from ..models.spec import ModelSpec
+from ..texts import parse_json, read_json
 
 NAME, GOLDEN = "export.json", "golden.npz"
 SCHEMA = 1
@@ -99,14 +100,14 @@ def measured_on(folder: Path) -> dict[str, Any]:
 
 
 def listed_sums(folder: Path) -> set[str]:
-    """SHA-256 of the files that ``export.json`` lists; empty if it can not be read."""
+    """SHA-256 of the files that ``export.json`` lists; empty if it cannot be read."""
     files = _listed(folder).get("files")
     return {str(found) for found in files.values()} if isinstance(files, dict) else set()
 
 
 def _listed(folder: Path) -> dict[str, Any]:
     try:
-        values = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        values = read_json(folder / NAME)
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
@@ -120,7 +121,7 @@ def check(folder: Path) -> str:
     """
     path = folder / NAME
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         schema = values["schema"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path}: damaged ({first_line(error)}); export the run again") from error
@@ -162,7 +163,7 @@ def read_metadata(path: Path) -> tuple[ModelSpec, str]:
     """
     readers: dict[str, Callable[[Path], str]] = {".tflite": _from_zip, ".keras": _from_zip, ".onnx": _from_onnx}
     try:
-        values = json.loads(readers[path.suffix](path))
+        values = parse_json(readers[path.suffix](path))
         schema = values["schema"]
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise RunError(

@@ -22,7 +22,6 @@ import contextlib
 import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -30,11 +29,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import processor
+from .. import npz, processor
 from ..doctor import Finding
 from ..errors import RunError
 from ..files import atomic_path, sha256_of_file, write_json
 from ..models.spec import ModelSpec
+from ..texts import read_json
 from . import exported
 from .predictors import RUN_CONFIG, Predictor
 
@@ -168,13 +168,12 @@ def load(path: Path) -> Golden:
         RunError: damaged.
     """
     try:
-        # NumPy does not close a file that it finds damaged.
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:
-            golden = Golden(**{each.name: held[each.name] for each in fields(Golden)})
+        held = npz.read(path)
+        golden = Golden(**{each.name: held[each.name] for each in fields(Golden)})
         count = len(golden.inputs)
         if golden.inputs.ndim != 5 or golden.points.ndim != 2 or golden.answers.ndim != 3 or not count == len(golden.points) == len(golden.answers):
             raise ValueError("arrays that do not belong together")
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise RunError(f"{path}: damaged golden patches ({exported.first_line(error)}); copy the export again, or export the run again") from error
     return golden
 
@@ -213,7 +212,7 @@ def check_once(path: str | Path, predictor: Predictor, cache: Path | None = None
     Args:
         path: as `open_predictor` was given it; a run folder answers in the framework that trained it, and is not looked at.
         predictor: the opened model.
-        cache: folder that remembers what was compared; None: the user's. One that can not be written is done without.
+        cache: folder that remembers what was compared; None: the user's. One that cannot be written is done without.
         sets: instruction sets; None: this machine's.
 
     Returns:
@@ -317,7 +316,7 @@ def _cache_file(cache: Path | None, digest: str, kind: str, runtime: str, sets: 
 
 def _recall(path: Path) -> dict[str, Any] | None:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         difference, limit = values["difference"], float(values["allowed"])
         if values["schema"] != CACHE_SCHEMA or not (difference is None or 0 <= float(difference) <= limit):
             return None

@@ -29,7 +29,7 @@ import numpy as np
 
 from .. import __version__
 from ..errors import ConfigError, RunError, SourceError
-from ..files import atomic_folder, write_text
+from ..files import atomic_folder, check_writable, write_text
 from ..models.spec import ModelSpec
 from ..preprocess.pipeline import preprocess
 from ..shards import manifest as manifests
@@ -99,9 +99,9 @@ def predict(
         one row for each image, see `Answer.summary`.
 
     Raises:
-        ConfigError: ``out`` can not hold this model's answer for this input.
+        ConfigError: ``out`` cannot hold this model's answer for this input.
         RunError: ``out`` exists, the input's channels are not the model's, or the budget is too small.
-        SourceError, DatasetError: the input can not be used.
+        SourceError, DatasetError: the input cannot be used.
     """
     source, target, spec = Path(source), Path(out), predictor.spec
     kind = input_kind(source)
@@ -191,7 +191,7 @@ def output_kind(out: Path, spec: ModelSpec, kind: InputKind) -> OutputKind:
     """What OUT becomes. Pure.
 
     Raises:
-        ConfigError: this model's answer for this input can not be written so.
+        ConfigError: this model's answer for this input cannot be written so.
     """
     name = out.name.lower()
     if name.endswith(".csv"):
@@ -218,7 +218,13 @@ def check_target(target: Path, form: OutputKind, force: bool) -> None:
 
     Raises:
         RunError: something is there that may not be replaced.
+        SetupError: nothing can be written there.
     """
+    _check_free(target, form, force)
+    check_writable(target)
+
+
+def _check_free(target: Path, form: OutputKind, force: bool) -> None:
     if not target.exists() and not target.is_symlink():
         return
     if form == "folder":
@@ -285,7 +291,7 @@ def read_only_series(folder: Path, part: str = "", units: Literal["hu", "stored"
         part: which volume is meant, if the series holds several.
 
     Raises:
-        SourceError: none, several, or one that can not be read.
+        SourceError: none, several, or one that cannot be read.
     """
     scan = scan_dicom(folder)
     if part or len({series.uid for series in scan.series}) < len(scan.series):
@@ -295,7 +301,7 @@ def read_only_series(folder: Path, part: str = "", units: Literal["hu", "stored"
             # A file of the series itself may be among them: a mask of half a patient must not pass for a whole one.
             first = scan.rejected[0]
             raise SourceError(
-                f"{folder}: {len(scan.rejected)} DICOM files can not be read ({first.path}: {first.reason}); "
+                f"{folder}: {len(scan.rejected)} DICOM files cannot be read ({first.path}: {first.reason}); "
                 "get them again, or move them out of the folder if they do not belong to the series"
             )
         return read_series(scan.series[0], units)
@@ -346,7 +352,7 @@ def answer_volume(
 
     Raises:
         RunError: another number of channels than the model's.
-        SourceError: the image can not be preprocessed.
+        SourceError: the image cannot be preprocessed.
     """
     ready, _ = preprocess(volume, None, predictor.spec.preprocess)
     overlap = predictor.spec.overlap if overlap is None else overlap

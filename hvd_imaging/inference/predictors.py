@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 import os
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from ..bootstrap import native_notes_aside
 from ..errors import RunError, SetupError
 from ..models.spec import NAME as SPEC_NAME
 from ..models.spec import ModelSpec
+from ..texts import parse_json
 from . import contained, exported
 from .exported import INPUT, MODEL_FILE, OUTPUT
 
@@ -198,7 +198,7 @@ def load_keras(path: Path, trusted: bool = False) -> Any:
 
     try:
         with tempfile.TemporaryDirectory(prefix="hvd_imaging.") as folder, zipfile.ZipFile(path) as archive:
-            described = json.loads(_member(archive, KERAS_CONFIG, path))
+            described = parse_json(_member(archive, KERAS_CONFIG, path))
             network = described["config"] if described["class_name"] == "Functional" else described
             if not architecture.check(network, path, trusted):
                 return tf.keras.models.load_model(path, compile=False)

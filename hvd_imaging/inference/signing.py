@@ -36,15 +36,15 @@ def sign(model: Path, key_file: Path) -> dict[str, str]:
         the files that were signed, with their SHA-256.
 
     Raises:
-        RunError: not a run or an export, an export whose files are not as they were written, or the folder can not be written.
-        SetupError: the key can not be used, or others may read it.
+        RunError: not a run or an export, an export whose files are not as they were written, or the folder cannot be written.
+        SetupError: the key cannot be used, or others may read it.
     """
     files = _files(model)
     value = {**keys.signature(message(files), key_file), "files": files}
     try:
         write_json(model / NAME, value)
     except OSError as error:
-        raise RunError(f"{model}: the signature can not be written ({error.strerror}); check the permissions") from error
+        raise RunError(f"{model}: the signature cannot be written ({error.strerror}); check the permissions") from error
     return files
 
 
@@ -52,7 +52,7 @@ def check(model: Path, public_key: Path) -> None:
     """A run or an export is signed by the holder of the key, and its files are those that were signed.
 
     Raises:
-        SetupError: the public key can not be read.
+        SetupError: the public key cannot be read.
         RunError: there is no signature, it is by another key, or a file was changed, added or lost.
     """
     keys.public(public_key)
@@ -66,7 +66,7 @@ def check(model: Path, public_key: Path) -> None:
             f"{model}: is not signed (no {NAME}), and a signature by {public_key} is expected; `hvd-imaging sign {model} --key-file KEY` signs it"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise RunError(f"{model / NAME}: can not be read as a signature; restore it, or sign the model again") from None
+        raise RunError(f"{model / NAME}: cannot be read as a signature; restore it, or sign the model again") from None
     if not keys.fits(values, message(listed), public_key):
         raise RunError(f"{model}: another key than that of {public_key} signed it, or {NAME} was changed; get the model from its maker again")
     found = _files(model)

@@ -109,7 +109,7 @@ def sliding_window(
     shape = _shape3(image)
     if mode == "labels":
         if classes > 256:
-            raise ValueError(f"a uint8 label map can not hold {classes} classes")
+            raise ValueError(f"a uint8 label map cannot hold {classes} classes")
         out = np.zeros(shape, np.uint8)
     else:
         out = np.zeros((*shape, classes), np.float32)

@@ -20,7 +20,7 @@ def key_place(dataset: Path, given: str | Path | None, before: Before | None) ->
 
     Raises:
         SetupError: a parent has no key beside it.
-        DatasetError: the parent's manifest can not be read.
+        DatasetError: the parent's manifest cannot be read.
     """
     if before is None:
         return Path(given) if given else _beside(dataset)

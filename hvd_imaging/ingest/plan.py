@@ -119,7 +119,7 @@ def check_config(catalog: Catalog, config: IngestConfig) -> None:
 
 
 def resolve_all(config: PreprocessConfig, modalities: Iterable[str]) -> PreprocessConfig:
-    """One intensity rule for the whole dataset: a network can not tell which rule a sample had.
+    """One intensity rule for the whole dataset: a network cannot tell which rule a sample had.
 
     Raises:
         SourceError: "auto", and there are CT and other images.
@@ -184,7 +184,7 @@ def compose(
 
     Raises:
         SourceError: no sample is left.
-        ConfigError: a rule of splits that can not be followed.
+        ConfigError: a rule of splits that cannot be followed.
     """
     ready = sorted(((item.sample, item.bytes) for item in staged if item.sample is not None), key=lambda x: x[0].id)
     if not ready:

@@ -58,12 +58,12 @@ def files_of(case: Case) -> tuple[Path, ...]:
 
 
 def stage(index: int, job: Job, workspace: Workspace, redactor: Redactor) -> Staged:
-    """Read, prepare and keep one case; what can not be used comes back with a reason.
+    """Read, prepare and keep one case; what cannot be used comes back with a reason.
 
     A case that the parent, or an earlier, interrupted ingest has from the same files with the same settings is taken as it is.
 
     Raises:
-        DatasetError: the work folder can not be written.
+        DatasetError: the work folder cannot be written.
     """
     case = job.catalog.cases[index]
     files = files_of(case)
@@ -94,7 +94,7 @@ def prepare(case: Case, job: Job) -> tuple[Record, tuple[str, ...]]:
     """The case as it will be stored, and what its reader says about it.
 
     Raises:
-        SourceError: it can not be used; the text may name files of the archive.
+        SourceError: it cannot be used; the text may name files of the archive.
     """
     catalog, config, key = job.catalog, job.config, job.key
     try:
@@ -103,7 +103,7 @@ def prepare(case: Case, job: Job) -> tuple[Record, tuple[str, ...]]:
         raise
     except Exception as error:
         # One odd file among a hundred thousand must not end the run. The text may hold identifiers: its type must do.
-        raise SourceError(f"can not be read ({type(error).__name__})") from error
+        raise SourceError(f"cannot be read ({type(error).__name__})") from error
     if catalog.task == "segmentation":
         if mask is None:
             raise SourceError("no mask for this image (ingest with --task unlabelled to keep images without)")
@@ -242,7 +242,7 @@ def load(sample: manifests.Sample, workspace: Workspace) -> Record:
     """A prepared case, on its way into a shard.
 
     Raises:
-        DatasetError: another rank's work can not be read here.
+        DatasetError: another rank's work cannot be read here.
     """
     image, mask = workspace.arrays(sample)
     return _record(sample, image, mask)

@@ -97,9 +97,9 @@ def ingest(
 
     Raises:
         SourceError: nothing usable in ``src``, or labels or modalities contradict each other.
-        DatasetError: ``dataset`` exists, or can not be written, or another ingest is making it.
+        DatasetError: ``dataset`` exists, or cannot be written, or another ingest is making it.
             Or the parent has no manifest, or was made with another key, or for another task.
-        SetupError: the key file can not be used.
+        SetupError: the key file cannot be used.
     """
     dataset = Path(dataset)
     if not dataset.name:
@@ -292,7 +292,7 @@ def _build(
             )
             manifests.save(workspace.built, manifest)
         except OSError as error:
-            raise DatasetError(f"{dataset}: can not be written ({error.strerror}); check space and permissions") from error
+            raise DatasetError(f"{dataset}: cannot be written ({error.strerror}); check space and permissions") from error
         publish(workspace.built, dataset)
 
     together(communicator, finish)

@@ -9,6 +9,8 @@ import json
 import math
 import os
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +21,7 @@ from ..errors import DatasetError
 from ..shards import schema
 from ..shards.manifest import Sample
 from ..shards.writer import Record
+from ..texts import parse_json
 from .plan import Staged
 
 _CASE = ".case"  # length of the description (JSON), the description, then the bytes of image and mask
@@ -41,14 +44,16 @@ class Workspace:
         """Make the folders and keep other ingests of this dataset out, on one rank.
 
         Raises:
-            DatasetError: another one is at it, or the folder can not be made.
+            DatasetError: another one is at it, or the folder cannot be made.
         """
         try:
-            self.staging.mkdir(parents=True, exist_ok=True)
-            lock = open(self.folder / "lock", "w")  # noqa: SIM115
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._check_own()
+            self.staging.mkdir(exist_ok=True)
+            lock = open(os.open(self.folder / "lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "w")  # noqa: SIM115
         except OSError as error:
             raise DatasetError(
-                f"{self._dataset}: can not be made ({error.strerror}); check the folder's permissions"
+                f"{self._dataset}: cannot be made ({error.strerror}); check the folder's permissions"
             ) from error
         with lock:
             try:
@@ -63,6 +68,21 @@ class Workspace:
             self.built.mkdir()
             yield
 
+    def _check_own(self) -> None:
+        """Where others may write, they can put a folder or a link of this name there, and would have the patients' images.
+
+        Raises:
+            DatasetError: they have.
+        """
+        found = os.lstat(self.folder)
+        # Compared with a file made here: a server may give root's files another owner.
+        with tempfile.TemporaryFile(dir=self.folder) as probe:
+            mine = os.fstat(probe.fileno()).st_uid
+        inside = [path for path in (self.staging, self.built, self.source) if path.is_symlink()]
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != mine or inside:
+            what = "a link" if inside or stat.S_ISLNK(found.st_mode) else "of another user"
+            raise DatasetError(f"{inside[0] if inside else self.folder}: {what}, where this dataset is to be built; remove it, or choose another name")
+
     def remove(self) -> None:
         """Nothing of it is needed any more."""
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -75,7 +95,7 @@ class Workspace:
         """A case that was prepared before, whole."""
         try:
             with open(self._place(origin), "rb") as file:
-                plain = json.loads(file.read(int.from_bytes(file.read(_LENGTH), "little")))
+                plain = parse_json(file.read(int.from_bytes(file.read(_LENGTH), "little")))
             sample = Sample.model_validate(plain.pop("sample"))
             staged = Staged(**{**plain, "notes": tuple(plain["notes"]), "sample": sample})
             image, mask = self._load(sample, origin)
@@ -104,20 +124,20 @@ class Workspace:
             os.replace(part, self._place(origin))
         except OSError as error:
             raise DatasetError(
-                f"{self.folder}: can not be written ({error.strerror}); check space and permissions"
+                f"{self.folder}: cannot be written ({error.strerror}); check space and permissions"
             ) from error
 
     def arrays(self, sample: Sample) -> tuple[np.ndarray, np.ndarray | None]:
         """Image and mask of a prepared case.
 
         Raises:
-            DatasetError: they can not be read here.
+            DatasetError: they cannot be read here.
         """
         try:
             return self._load(sample, sample.origin)
         except (OSError, ValueError) as error:
             raise DatasetError(
-                f"{self.folder}: a prepared sample can not be read on this rank ({type(error).__name__}); "
+                f"{self.folder}: a prepared sample cannot be read on this rank ({type(error).__name__}); "
                 "DATASET must lie on a filesystem that all ranks share"
             ) from error
 

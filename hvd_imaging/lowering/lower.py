@@ -119,7 +119,7 @@ class _Walk:
         raise self.refusal(layer, f"{type(layer).__name__} has no known 2D form")
 
     def refusal(self, layer: Any, why: str) -> RunError:
-        """The error for a layer that can not be lowered."""
+        """The error for a layer that cannot be lowered."""
         return RunError(
             f"network '{self.model}', layer '{layer.name}': {why}; replace it in the network by one of "
             f"{', '.join(sorted(kind.__name__ for kind in RULES if kind.__module__.startswith(('keras', 'tf_keras'))))}, "

@@ -37,7 +37,7 @@ def builder(name: str) -> Callable[[ModelSpec], Any]:
     try:
         return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"model.name: '{name}' can not be loaded ({error})") from error
+        raise ConfigError(f"model.name: '{name}' cannot be loaded ({error})") from error
 
 
 def is_foreign(name: str) -> bool:
@@ -49,7 +49,7 @@ def build(spec: ModelSpec) -> Any:
     """The network of ``spec``, with fresh weights.
 
     Raises:
-        ConfigError: unknown network, or a patch that it can not take.
+        ConfigError: unknown network, or a patch that it cannot take.
     """
     model = builder(spec.model.name)(spec)
     check_layers(model)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from .. import trust
 from ..errors import RunError
 from ..files import write_json
+from ..texts import read_json
 from . import allowed
 
 NAME = "architecture.json"
@@ -31,7 +31,7 @@ def load(folder: str | Path, trusted: bool = False) -> Any:
     """
     path = Path(folder) / NAME
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         if values["schema"] != 1:
             raise RunError(f"{path}: expected schema 1, found {values['schema']!r}; open it with the release that wrote it")
         network = values["network"]
@@ -60,7 +60,7 @@ def build(network: Any, path: Path) -> Any:
     """The network of a configuration that :func:`check` has passed, with fresh weights.
 
     Raises:
-        RunError: Keras can not build it.
+        RunError: Keras cannot build it.
     """
     import tensorflow as tf
 

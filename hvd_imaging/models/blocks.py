@@ -18,7 +18,7 @@ class GroupNorm(layers.Layer):
     """Group normalization (Wu and He, 2018) with statistics over the group's channels and all voxels of one sample.
 
     ``groups`` = channels is instance normalization. Input and output ``(N, ..., C)``. Computed in float32. No value
-    depends on other samples of the batch, so the way a global batch is split over ranks can not change the result.
+    depends on other samples of the batch, so the way a global batch is split over ranks cannot change the result.
     """
 
     def __init__(self, groups: int, epsilon: float = 1e-5, **kwargs) -> None:
@@ -28,7 +28,7 @@ class GroupNorm(layers.Layer):
     def build(self, input_shape) -> None:
         channels = int(input_shape[-1])
         if channels % self.groups:
-            raise ValueError(f"{channels} channels can not be cut into {self.groups} groups")
+            raise ValueError(f"{channels} channels cannot be cut into {self.groups} groups")
         self.gamma = self.add_weight("gamma", (channels,), initializer="ones")
         self.beta = self.add_weight("beta", (channels,), initializer="zeros")
 

@@ -9,14 +9,14 @@ from ..errors import RunError
 
 
 def check_functional(model: Any) -> None:
-    """Refuse a network whose layers can not be seen.
+    """Refuse a network whose layers cannot be seen.
 
     Raises:
         RunError: a subclassed model.
     """
     if not getattr(model, "_is_graph_network", False):
         raise RunError(
-            f"network '{model.name}' is not a functional Keras model, so its layers can not be seen; "
+            f"network '{model.name}' is not a functional Keras model, so its layers cannot be seen; "
             "build it with keras.Model(inputs, outputs)"
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +10,7 @@ import pydantic
 from ..config import ModelConfig, PreprocessConfig, stored_preprocess
 from ..errors import RunError
 from ..files import write_json
+from ..texts import read_json
 
 NAME = "model.json"
 
@@ -62,7 +62,7 @@ class ModelSpec(pydantic.BaseModel):
         """
         path = Path(folder) / NAME
         try:
-            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+            return cls.model_validate(read_json(path))
         except FileNotFoundError as error:
             raise RunError(f"{folder}: no {NAME}; expected a run folder or an exported model") from error
         except (OSError, ValueError) as error:

@@ -19,7 +19,7 @@ from .sampler import Sampler
 
 
 class Monitor:
-    """Begins at once, ends with :meth:`close`; what it can not do it leaves out, as a training must not end for it.
+    """Begins at once, ends with :meth:`close`; what it cannot do it leaves out, as a training must not end for it.
 
     Args:
         run_dir: an existing run folder.
@@ -53,7 +53,7 @@ class Monitor:
             self._path.parent.mkdir(exist_ok=True)
             self._lines = _continue(self._path)
         except Exception as error:
-            say(f"monitor: this machine can not be watched ({type(error).__name__}: {error}); the run goes on without samples")
+            say(f"monitor: this machine cannot be watched ({type(error).__name__}: {error}); the run goes on without samples")
             self._withdraw()
             return
         self._thread = threading.Thread(target=self._work, name="monitor", daemon=True)

@@ -79,7 +79,7 @@ class Exporter:
         rank, local_rank: of this rank; ranks of one host listen on ports in a row.
 
     Raises:
-        OSError: the port is taken, the folder can not be written.
+        OSError: the port is taken, the folder cannot be written.
     """
 
     def __init__(self, target: Target, run: str, rank: int, local_rank: int) -> None:

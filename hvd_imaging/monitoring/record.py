@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import datetime
-import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ..texts import parse_json
 
 FOLDER = "ranks"
 _NUMBERS = (
@@ -36,7 +37,7 @@ def read(run_dir: str | Path) -> list[dict[str, Any]]:
     for path in sorted((Path(run_dir) / FOLDER).glob("monitor-*.jsonl")):
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                sample = json.loads(line)
+                sample = parse_json(line)
             except ValueError:
                 continue
             if _is_sample(sample):

@@ -61,7 +61,7 @@ class Sampler:
     def _counters(self) -> dict[str, Any]:
         own = self._process.cpu_times()
         found: dict[str, Any] = {"when": self._clock(), "cpu": own.user + own.system}
-        # Inside some containers these can not be read.
+        # Inside some containers these cannot be read.
         with contextlib.suppress(psutil.Error, OSError):
             io = self._process.io_counters()
             # What passed the disk's door, not the page cache's.

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import SetupError
 from ..files import write_json
+from ..texts import read_json
 
 NAME = "mlflow.json"
 """In the run folder: which run of the server it is, so that a resumed run goes on there."""
@@ -115,7 +116,7 @@ class MLflow:
 
 def _known(run_dir: Path, uri: str) -> str | None:
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        values = json.loads((run_dir / NAME).read_bytes())
+        values = read_json(run_dir / NAME)
         if values.get("uri") == uri and isinstance(values.get("run"), str):
             return values["run"]
     return None

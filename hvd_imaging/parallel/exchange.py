@@ -165,7 +165,7 @@ class FixedTree(Sum):
 
 
 def pair_sum(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    """``a + b`` that TensorFlow's graph optimizer can not merge with its neighbours: it adds a + b + c + d in one row."""
+    """``a + b`` that TensorFlow's graph optimizer cannot merge with its neighbours: it adds a + b + c + d in one row."""
     return tf.reduce_sum(tf.stack([a, b]), 0)
 
 
@@ -187,7 +187,7 @@ def matrix_shape(shape: tuple[int, ...], rank: int) -> tuple[int, int] | None:
 
 
 def check_exchange(config: RunConfig, hvd: Horovod) -> None:
-    """Refuse an exchange that can not be done with this number of ranks or launcher.
+    """Refuse an exchange that cannot be done with this number of ranks or launcher.
 
     Raises:
         ConfigError: with the mend.
@@ -195,7 +195,7 @@ def check_exchange(config: RunConfig, hvd: Horovod) -> None:
     size, parts = hvd.world.size, config.train.exact_parts
     if config.train.reproducible == "exact" and parts % size:
         raise ConfigError(
-            f"train.reproducible=exact: {size} ranks can not share {parts} parts of a batch equally; start 1, 2, 4, ... "
+            f"train.reproducible=exact: {size} ranks cannot share {parts} parts of a batch equally; start 1, 2, 4, ... "
             f"up to {parts} ranks (powers of two), or set train.exact_parts"
         )
     if config.parallel.reduction == "adasum" and size > 1:

@@ -48,7 +48,7 @@ def make_grid(parallel: ParallelConfig, size: int, spatial: int) -> Grid:
     if size % spatial:
         near = sorted({n for n in (size // spatial * spatial, -(-size // spatial) * spatial) if n})
         raise on_all_ranks(ConfigError(
-            f"parallel.spatial={spatial}: {size} rank{'s' * (size > 1)} can not be cut into groups of {spatial}; start "
+            f"parallel.spatial={spatial}: {size} rank{'s' * (size > 1)} cannot be cut into groups of {spatial}; start "
             f"{' or '.join(map(str, near))} ranks (mpirun -np), or take a number that divides {size}"
         ))  # fmt: skip
     if parallel.data is not None and parallel.data * spatial != size:
@@ -79,6 +79,6 @@ def check_grid(grid: Grid, depth: int, data_only: list[str]) -> None:
         )
     if depth < 2:
         raise ConfigError(
-            f"parallel.spatial={grid.spatial}: a depth of {depth} (data.patch) can not be split; 2D networks take parallel.dense=sharded, or "
+            f"parallel.spatial={grid.spatial}: a depth of {depth} (data.patch) cannot be split; 2D networks take parallel.dense=sharded, or "
             "plain data parallelism"
         )

@@ -48,7 +48,7 @@ class Horovod:
             import horovod.tensorflow as hvd
         except ImportError as error:
             raise SetupError(
-                f"Horovod can not be imported ({str(error).splitlines()[0]}); build it with scripts/setup_env.sh"
+                f"Horovod cannot be imported ({str(error).splitlines()[0]}); build it with scripts/setup_env.sh"
             ) from error
         check_build(expected, by_gloo, hvd.mpi_built(), hvd.gloo_built())
         before = set(os.listdir("/proc/self/task"))
@@ -90,7 +90,7 @@ class Horovod:
         """Sum of each tensor over all ranks, in a graph.
 
         The tensors of a group travel together when all are there: what is fused with what, and so the order of the
-        additions, can not depend on timing.
+        additions, cannot depend on timing.
         """
         if self.world.size == 1:
             return tensors
@@ -149,7 +149,7 @@ class Horovod:
         joined = np.asarray(self._hvd.allgather(data, name="gather.bytes"))
         ends = np.cumsum(sizes)
         return [
-            json.loads(joined[end - size : end].tobytes())
+            json.loads(joined[end - size : end].tobytes())  # noqa: TID251 - from a process of ours
             for end, size in zip(ends, sizes, strict=True)
         ]
 
@@ -251,7 +251,7 @@ def is_peer_failure(error: BaseException) -> bool:
 
 
 def check_build(expected: World, by_gloo: bool, mpi_built: bool, gloo_built: bool) -> None:
-    """Refuse a Horovod that can not talk the way the ranks were launched: it would train ``size`` separate models.
+    """Refuse a Horovod that cannot talk the way the ranks were launched: it would train ``size`` separate models.
 
     Raises:
         SetupError: with the mend.
@@ -273,7 +273,7 @@ def _import_mpi(expected: World) -> None:
         from mpi4py import MPI
     except ImportError as error:
         raise SetupError(
-            f"{expected.size} ranks were started under MPI, but mpi4py can not be imported "
+            f"{expected.size} ranks were started under MPI, but mpi4py cannot be imported "
             f"({str(error).splitlines()[0]}); scripts/setup_env.sh installs one that fits"
         ) from error
     if MPI.COMM_WORLD.Get_size() != expected.size:

@@ -166,7 +166,7 @@ def cut(depth: int, parts: int, cell: int = 1) -> Bounds:
     cells = -(-depth // cell)
     if cells < parts:
         raise ConfigError(
-            f"parallel.spatial={parts}: a depth of {depth} (data.patch) can not be split into {parts} slabs of whole {cell} slices, "
+            f"parallel.spatial={parts}: a depth of {depth} (data.patch) cannot be split into {parts} slabs of whole {cell} slices, "
             f"which this network's strides keep together; take parallel.spatial={max(1, cells)} or less, a depth of {parts * cell} or "
             "more, or a network with fewer levels"
         )

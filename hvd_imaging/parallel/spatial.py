@@ -64,7 +64,7 @@ class SlabModel:
         out_bounds: of each output; None where it is whole on each rank.
 
     Raises:
-        ConfigError: a depth that can not be split, a halo larger than a slab, a layer without a spatial version.
+        ConfigError: a depth that cannot be split, a halo larger than a slab, a layer without a spatial version.
     """
 
     def __init__(self, model: Any, group: Group, recompute: bool = False) -> None:

@@ -48,7 +48,7 @@ def open_cache(config: CacheConfig, dataset: Path, manifest: Manifest, world: Wo
         log: takes a line for the user, from any thread.
 
     Raises:
-        ConfigError: the folder is missing, or the Redis URL can not be used.
+        ConfigError: the folder is missing, or the Redis URL cannot be used.
         SetupError: the package redis is missing, or a file of its configuration.
     """
     if config.kind == "none":

@@ -66,7 +66,7 @@ def parse(url: str) -> Address:
     Raises:
         ConfigError: it is not of this form; shows `masked`.
     """
-    # Errors of urllib quote the text they can not read, which may be a part of the password.
+    # Errors of urllib quote the text they cannot read, which may be a part of the password.
     try:
         parts = urllib.parse.urlsplit(url)
         port = 6379 if parts.port is None else parts.port
@@ -261,8 +261,8 @@ def connect(
     The other arguments are those of `RedisChunks`.
 
     Raises:
-        ConfigError: the URL can not be used, or contradicts a file.
-        SetupError: the package redis is missing, or a file can not be read.
+        ConfigError: the URL cannot be used, or contradicts a file.
+        SetupError: the package redis is missing, or a file cannot be read.
     """
     address = parse(url)
     try:
@@ -313,4 +313,4 @@ def _read(path: Path, what: str) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "not text"
-        raise SetupError(f"{path}: {what} can not be read ({why}); check the path and its permissions") from None
+        raise SetupError(f"{path}: {what} cannot be read ({why}); check the path and its permissions") from None

@@ -50,11 +50,11 @@ class _Stopped(Exception):
 
 
 class _Unreadable(Exception):
-    """The original can not be read, or is not of the size it should have."""
+    """The original cannot be read, or is not of the size it should have."""
 
 
 class _Refused(Exception):
-    """The folder can not be trusted; the text says why."""
+    """The folder cannot be trusted; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -553,7 +553,7 @@ def _free_memory() -> int:
             continue
         inner = Path(place.lstrip("/"))
         for group in (base / inner, *(base / parent for parent in inner.parents)):
-            # A group without a limit says "max"; inside a container the outer groups can not be seen.
+            # A group without a limit says "max"; inside a container the outer groups cannot be seen.
             with contextlib.suppress(OSError, ValueError):
                 most = int((group / limit).read_text())
                 statistics = dict(item.split() for item in (group / "memory.stat").read_text().splitlines())

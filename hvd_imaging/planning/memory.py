@@ -78,7 +78,7 @@ def layers(config: RunConfig, channels: int, classes: int) -> list[Layer]:
         return list(_vgg(config, channels, classes))
     if config.model.name == "cnn3d":
         return list(_cnn(config, channels, classes))
-    raise ConfigError(f"model.name: the memory of '{config.model.name}' can not be told from its configuration; measure one rank")
+    raise ConfigError(f"model.name: the memory of '{config.model.name}' cannot be told from its configuration; measure one rank")
 
 
 def rank_bytes(config: RunConfig, channels: int, classes: int, ranks: int, spatial: int | None = None) -> MemoryEstimate:
@@ -90,7 +90,7 @@ def rank_bytes(config: RunConfig, channels: int, classes: int, ranks: int, spati
         spatial: ranks to a volume; None: ``parallel.spatial``, for ``auto`` the grid that takes least.
 
     Raises:
-        ConfigError: a network of the user's own, a depth that can not be split so, ranks that can not be grouped so.
+        ConfigError: a network of the user's own, a depth that cannot be split so, ranks that cannot be grouped so.
     """
     if spatial is None and config.parallel.spatial == "auto":
         return min((found for _, found in grids(config, channels, classes, ranks)), key=lambda found: found.total)
@@ -132,7 +132,7 @@ def slab_share(config: RunConfig, spatial: int) -> float:
     """Of the volume, what the rank with the largest slab has.
 
     Raises:
-        ConfigError: the depth can not be split so.
+        ConfigError: the depth cannot be split so.
     """
     if spatial == 1:
         return 1.0

@@ -23,7 +23,7 @@ class NodePrices(Section):
     busy_watts: float = Field(..., ge=0, description="power while it computes, W")
     idle_watts: float = Field(..., ge=0, description="power while it waits, W")
     years: float = Field(5.0, gt=0, description="it is written off over so many years")
-    rented_hour: float | None = Field(None, ge=0, description="renting a like one for an hour; null: can not be rented")
+    rented_hour: float | None = Field(None, ge=0, description="renting a like one for an hour; null: cannot be rented")
 
 
 class Prices(Section):

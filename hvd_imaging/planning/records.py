@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
 import itertools
 import os
@@ -11,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .. import texts
 from ..errors import ConfigError, SourceError
 
 LEAST = 6
@@ -47,16 +47,16 @@ def read_csv(path: Path) -> list[Month]:
     if known. Several rows of a month are added up.
 
     Raises:
-        SourceError: no such columns; a row that can not be read, with its line.
+        SourceError: no such columns; a row that cannot be read, with its line.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise SourceError(f"{path}: can not be read ({reason})") from error
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    rows = csv.reader(text.splitlines(), delimiter=delimiter)
-    head = [name.strip().lower() for name in next(rows, [])]
+        table = texts.read_csv(path)
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
+    except texts.TextError as error:
+        where = f", line {error.line}" if error.line else ""
+        raise SourceError(f"{path}{where}: cannot be read as a table: {error}") from error
+    head = table.header
     when = next((head.index(name) for name in ("month", "date") if name in head), None)
     size = next(((head.index(name), scale) for name, scale in _UNITS.items() if name in head), None)
     if when is None or size is None:
@@ -65,18 +65,16 @@ def read_csv(path: Path) -> list[Month]:
         )
     count = head.index("studies") if "studies" in head else None
     found: dict[int, list[float]] = {}
-    for number, row in enumerate(rows, start=2):
-        if not any(cell.strip() for cell in row):
-            continue
+    for number, row in table.rows:
         try:
-            index = month_index(row[when].strip())
+            index = month_index(row[when])
             volume = float(row[size[0]]) * size[1]
-            studies = float(row[count]) if count is not None and row[count].strip() else 0.0
+            studies = float(row[count]) if count is not None and row[count] else 0.0
             if not (0 <= volume < 1e18 and 0 <= studies < 1e12):
                 raise ValueError
         except (ValueError, IndexError):
             raise SourceError(
-                f"{path}, line {number}: expected a month such as 2026-03, and numbers from 0 on; found {delimiter.join(row)[:80]!r}"
+                f"{path}, line {number}: expected a month such as 2026-03, and numbers from 0 on; found {', '.join(row)[:80]!r}"
             ) from None
         entry = found.setdefault(index, [0.0, 0.0])
         entry[0], entry[1] = entry[0] + volume, entry[1] + studies

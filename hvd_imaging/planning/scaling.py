@@ -68,7 +68,7 @@ def allreduce_seconds(count: float, ranks: int, link: Link, algorithm: Algorithm
 
 
 def compute_seconds(job: Job, ranks: int, slowdown: float = 1.0) -> float:
-    """s of the busiest rank's computation: samples can not be halved."""
+    """s of the busiest rank's computation: samples cannot be halved."""
     return job.fixed_s + math.ceil(job.samples / ranks) * job.sample_s * slowdown
 
 

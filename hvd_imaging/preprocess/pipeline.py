@@ -100,7 +100,7 @@ def spacing_for(volume: Volume, asked: Spacing) -> Spacing:
     """
     if volume.geometry == "none":
         raise SourceError(
-            "the size of its pixels is not known, so it can not be resampled to a spacing in mm; set preprocess.spacing=null "
+            "the size of its pixels is not known, so it cannot be resampled to a spacing in mm; set preprocess.spacing=null "
             "or leave such images out"
         )
     return (volume.spacing[0], asked[1], asked[2]) if volume.geometry == "image" else asked

@@ -82,7 +82,7 @@ def find_identifiers(
             of `LEAST_IN_NUMBERS` bytes are looked for: shorter ones stand there by chance.
 
     Raises:
-        OSError: a file can not be read. Nothing is skipped in silence.
+        OSError: a file cannot be read. Nothing is skipped in silence.
     """
     forms: dict[bytes, int] = {}
     names: dict[str, int] = {}
@@ -113,7 +113,7 @@ def _encoded(text: str) -> Iterator[bytes]:
     for form in {way for one in cases for way in (unicodedata.normalize("NFC", one), unicodedata.normalize("NFD", one))}:
         for encoding in _ENCODINGS:
             data = form.encode(encoding, errors="ignore").lower()
-            # What an encoding can not write it leaves out: the rest is not the identifier.
+            # What an encoding cannot write it leaves out: the rest is not the identifier.
             if len(data) >= len(form):
                 yield data
         yield json.dumps(form)[1:-1].lower().encode()

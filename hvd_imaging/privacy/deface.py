@@ -47,13 +47,13 @@ def deface_series(files: list[Path]) -> list[Path]:
         Files of volumes that had a face, those above it too.
 
     Raises:
-        SourceError: it is CT or MR, and can not be looked at: the files are not to be used.
+        SourceError: it is CT or MR, and cannot be looked at: the files are not to be used.
     """
     first = pydicom.dcmread(files[0], stop_before_pixels=True)
     if str(first.get("Modality", "")) not in _MODALITIES:
         return []
     if any("NumberOfFrames" in ds or "PixelSpacing" not in ds for ds in map(_header, files)):
-        raise SourceError("--deface: many frames in a file, or images without geometry, can not be searched for a face")
+        raise SourceError("--deface: many frames in a file, or images without geometry, cannot be searched for a face")
     groups: dict[tuple, list[_Slice]] = {}
     for path in files:
         one = _placed(path)
@@ -108,9 +108,9 @@ def _placed(path: Path) -> _Slice:
         spacing = tuple(float(value) for value in ds.PixelSpacing)
         size = (int(ds.Rows), int(ds.Columns))
     except (AttributeError, TypeError, ValueError):
-        raise SourceError("--deface: an image without geometry can not be searched for a face") from None
+        raise SourceError("--deface: an image without geometry cannot be searched for a face") from None
     if len(directions) != 6 or len(position) != 3 or len(spacing) != 2 or min(spacing) <= 0:
-        raise SourceError("--deface: an image without geometry can not be searched for a face")
+        raise SourceError("--deface: an image without geometry cannot be searched for a face")
     return _Slice(path, directions, spacing, size, position)
 
 

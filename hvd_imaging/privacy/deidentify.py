@@ -106,7 +106,7 @@ def deidentify(ds: Dataset, key: bytes, options: Options = Options()) -> Dataset
         key: the pseudonym key.
 
     Raises:
-        SourceError: an object that leaves as a whole, or one that can not be cleaned.
+        SourceError: an object that leaves as a whole, or one that cannot be cleaned.
         SetupError: the package with the standard's table is missing.
     """
     refuse(ds)
@@ -356,7 +356,7 @@ def _is_utf8(value: bytes) -> bool:
 
 
 def _value(ds: Dataset, tag: BaseTag) -> Any:
-    """The parsed value; None if it can not be parsed."""
+    """The parsed value; None if it cannot be parsed."""
     try:
         return ds[tag].value
     except Exception:  # pydicom raises many kinds on damaged values, and their text quotes them

@@ -84,8 +84,8 @@ def run(
 
     Raises:
         SourceError: no folder, or nothing in it can be used.
-        DatasetError: ``out`` exists, lies in ``src`` or can not be written.
-        SetupError: the key or the table can not be used.
+        DatasetError: ``out`` exists, lies in ``src`` or cannot be written.
+        SetupError: the key or the table cannot be used.
     """
     src, out = Path(src), Path(out)
     table()
@@ -130,7 +130,7 @@ def run(
                 },
             )
     except OSError as error:
-        raise DatasetError(f"OUT can not be written ({error.strerror}); check space and permissions") from None
+        raise DatasetError(f"OUT cannot be written ({error.strerror}); check space and permissions") from None
     return outcome
 
 
@@ -172,7 +172,7 @@ def _is_dicom(path: Path) -> bool:
         with open(path, "rb") as file:
             start = file.read(132)
     except OSError as error:
-        raise SourceError(f"can not be opened ({error.strerror})") from None
+        raise SourceError(f"cannot be opened ({error.strerror})") from None
     if start[128:132] == b"DICM":
         return True
     return len(start) > 16 and start[:2] in (b"\x02\0", b"\x08\0") and start[3] == 0 and start[2] <= 0x70
@@ -188,7 +188,7 @@ def _read(path: Path) -> Dataset:
 
 
 def _deface(copies: dict[Path, tuple[Path, str]], outcome: Outcome, redactor: Redactor) -> None:
-    """Cut off faces, series by series; what can not be looked at is taken out of the copies."""
+    """Cut off faces, series by series; what cannot be looked at is taken out of the copies."""
     series: dict[Path, list[Path]] = {}
     for target in copies:
         series.setdefault(target.parent, []).append(target)
@@ -198,7 +198,7 @@ def _deface(copies: dict[Path, tuple[Path, str]], outcome: Outcome, redactor: Re
         except OSError:
             raise
         except Exception as error:
-            reason = str(error) if isinstance(error, SourceError) else f"--deface: can not be searched ({type(error).__name__})"
+            reason = str(error) if isinstance(error, SourceError) else f"--deface: cannot be searched ({type(error).__name__})"
             for target in files:
                 outcome.set_aside.append(SetAside(redactor.reference(copies.pop(target)[0]), reason))
                 target.unlink()
@@ -230,5 +230,5 @@ def _copy(ds: Dataset, building: Path, key: bytes, options: Options) -> tuple[Pa
     except (SourceError, OSError):
         raise
     except Exception as error:
-        raise SourceError(f"can not be de-identified ({type(error).__name__})") from None
+        raise SourceError(f"cannot be de-identified ({type(error).__name__})") from None
     return target, done

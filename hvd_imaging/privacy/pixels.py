@@ -55,10 +55,10 @@ def clean(ds: Dataset, options: Options, declared: str = "") -> str:
         except SourceError:
             raise
         except Exception as error:
-            raise SourceError(f"compressed pixel data can not be taken apart ({type(error).__name__})") from None
+            raise SourceError(f"compressed pixel data cannot be taken apart ({type(error).__name__})") from None
         ds["PixelData"].VR = "OB"
     elif syntax not in NATIVE:
-        raise SourceError("pixel data is compressed in a way that can not be cleaned (video or a rare transfer syntax)")
+        raise SourceError("pixel data is compressed in a way that cannot be cleaned (video or a rare transfer syntax)")
     if ds.file_meta.TransferSyntaxUID in NATIVE:
         _trim(ds)
     if options.burned_in == "keep" or ds.SOPClassUID == SEGMENTATION or "PixelData" not in ds:
@@ -80,7 +80,7 @@ def writing(ds: Dataset) -> list[Box]:
     """Boxes of writing in any frame.
 
     Raises:
-        SourceError: the pixels can not be decoded, so nobody knows what they say.
+        SourceError: the pixels cannot be decoded, so nobody knows what they say.
     """
     boxes: list[Box] = []
     for frame in _frames(ds):
@@ -92,7 +92,7 @@ def _frames(ds: Dataset) -> Iterator[np.ndarray]:
     """Each frame, (H, W) or (H, W, 3), colours as RGB.
 
     Raises:
-        SourceError: one can not be decoded.
+        SourceError: one cannot be decoded.
         SetupError: the decoders are not installed.
     """
     try:
@@ -101,7 +101,7 @@ def _frames(ds: Dataset) -> Iterator[np.ndarray]:
     except HvdImagingError:
         raise
     except Exception as error:
-        raise SourceError(f"the pixels can not be decoded to look for writing ({type(error).__name__})") from None
+        raise SourceError(f"the pixels cannot be decoded to look for writing ({type(error).__name__})") from None
 
 
 def _stored(ds: Dataset) -> Iterator[np.ndarray]:
@@ -125,7 +125,7 @@ def _decompress(ds: Dataset) -> None:
     try:
         ds.decompress(generate_instance_uid=False)
     except Exception as error:
-        raise SourceError(f"the pixels can not be decoded ({type(error).__name__})") from None
+        raise SourceError(f"the pixels cannot be decoded ({type(error).__name__})") from None
 
 
 def _blank(ds: Dataset, boxes: list[Box]) -> None:
@@ -139,14 +139,14 @@ def _blank(ds: Dataset, boxes: list[Box]) -> None:
     except HvdImagingError:
         raise
     except Exception as error:
-        raise SourceError(f"writing in the pixels can not be blanked ({type(error).__name__})") from None
+        raise SourceError(f"writing in the pixels cannot be blanked ({type(error).__name__})") from None
 
 
 def stored(ds: Dataset) -> np.ndarray:
     """Stored values of an image of one frame and one sample, (H, W), a new array.
 
     Raises:
-        SourceError: they can not be decoded.
+        SourceError: they cannot be decoded.
     """
     try:
         (frame,) = _stored(ds)
@@ -156,7 +156,7 @@ def stored(ds: Dataset) -> np.ndarray:
     except HvdImagingError:
         raise
     except Exception as error:
-        raise SourceError(f"the pixels can not be decoded ({type(error).__name__})") from None
+        raise SourceError(f"the pixels cannot be decoded ({type(error).__name__})") from None
 
 
 def store(ds: Dataset, array: np.ndarray) -> None:

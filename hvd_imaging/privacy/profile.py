@@ -89,7 +89,7 @@ SAFE_PRIVATE: dict[tuple[int, str, int], str] = {
     (0x0019, "SIEMENS MR HEADER", 0x27): "FD",  # b-matrix
 }
 NEEDED_PRIVATE: dict[tuple[int, str, int], str] = {
-    # Not in that table, but a number without which a mosaic can not be read.
+    # Not in that table, but a number without which a mosaic cannot be read.
     (0x0019, "SIEMENS MR HEADER", 0x0A): "US",  # tiles of a mosaic
 }
 

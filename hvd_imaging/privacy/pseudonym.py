@@ -59,7 +59,7 @@ def load_or_make_key(path: str | os.PathLike[str]) -> bytes:
     Under MPI, rank 0 calls this and broadcasts the key.
 
     Raises:
-        SetupError: others may read the file, or it does not hold a key, or it can not be made.
+        SetupError: others may read the file, or it does not hold a key, or it cannot be made.
     """
     path = Path(path)
     if not os.path.lexists(path):
@@ -85,7 +85,7 @@ def _make(path: Path) -> None:
     except FileExistsError:
         raise
     except OSError as error:
-        raise SetupError(f"{path}: the key file can not be made ({error.strerror}); give another with --key-file") from error
+        raise SetupError(f"{path}: the key file cannot be made ({error.strerror}); give another with --key-file") from error
 
 
 def _load(path: Path) -> bytes:
@@ -94,7 +94,7 @@ def _load(path: Path) -> bytes:
             status = os.fstat(file.fileno())
             data = file.read(4096)
     except OSError as error:
-        raise SetupError(f"{path}: the key file can not be read ({error.strerror})") from error
+        raise SetupError(f"{path}: the key file cannot be read ({error.strerror})") from error
     if not stat.S_ISREG(status.st_mode):
         raise SetupError(f"{path}: expected a key file, found something that is no file")
     if status.st_mode & 0o077:

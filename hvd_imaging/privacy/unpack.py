@@ -21,7 +21,7 @@ def unpacked(path: Path) -> Iterator[bytes]:
     """What is packed in a file, in pieces; nothing for files that pack no text. What is damaged ends there.
 
     Raises:
-        OSError: the file can not be read.
+        OSError: the file cannot be read.
     """
     with open(path, "rb") as file:
         start = file.read(1024)

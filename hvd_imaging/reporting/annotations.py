@@ -83,7 +83,7 @@ def examine(
         annotators: of `annotator_names`.
 
     Raises:
-        SourceError: it can not be used; the text may name files of the archive.
+        SourceError: it cannot be used; the text may name files of the archive.
         SetupError: what reads, agrees or draws it is not installed.
     """
     volume = sources.read_image(case, units)
@@ -311,7 +311,7 @@ def page(summary: Mapping[str, Any], cases: Sequence[Examined]) -> str:
         '<meta name=viewport content="width=device-width">'
         "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
         f"<style>{_CSS}</style></head><body><h1>Annotations</h1>",
-        f"<p>{summary['cases']} cases, {len(shades)} structures, {len(summary['problems'])} inputs that can not be used. "
+        f"<p>{summary['cases']} cases, {len(shades)} structures, {len(summary['problems'])} inputs that cannot be used. "
         "Cases are named by references, annotators by numbers.</p>",
         "<h2>Structures</h2><table><tr><th>structure<th>cases<th>empty<th>median, ml<th>least<th>most</tr>",
     ]

@@ -287,7 +287,7 @@ def _use(card: Card) -> list[Block]:
                 "notice images that it was not made for.",
             ],
         ),
-        Block("text", text="What the figures can not say:"),
+        Block("text", text="What the figures cannot say:"),
         Block("list", items=limitations(card)),
     ]
 
@@ -311,7 +311,7 @@ def limitations(card: Card) -> list[str]:
     found += processor_notes(card)
     found.append("Age, sex and disease stage are not part of the data set: differences between such groups were not looked at.")
     if card.spec.task == "segmentation":
-        found.append("The truth is a person's or a program's contour, with its own error; Dice can not be better than that.")
+        found.append("The truth is a person's or a program's contour, with its own error; Dice cannot be better than that.")
     return [*found, *card.notes]
 
 
@@ -709,7 +709,7 @@ def to_json(card: Card) -> dict[str, Any]:
 
 
 def markdown(card: Card, parts: Sequence[Part]) -> str:
-    """The card as Markdown (GitHub's tables). Names from outside can not make markup of their own."""
+    """The card as Markdown (GitHub's tables). Names from outside cannot make markup of their own."""
     lines = [f"# {_md(title(card))}", "", _md(summary(card)), ""]
     lines += ["**Not a medical device. Not for decisions about patients.**", ""]
     for part in parts:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..cluster.slurm import Job
 from ..cluster.status import Status, look, recent_events, summarize
 from ..errors import RunError
 from ..monitoring.record import read
+from ..texts import read_json, read_yaml
 from ..training.events import last_records, read_events
 from ..training.heartbeat import read_beats
 from ..training.layout import CONFIG, RECORD
@@ -59,13 +57,13 @@ def gather(run_dir: Path, card: Path | None = None, jobs: Mapping[str, Job] | No
         missing.append("slurm/submit.json: damaged")
         status = summarize(str(run_dir), recent_events(run_dir), read_beats(run_dir), [], None, None, time.time())
 
-    def parsed(path: Path, kind: Callable[[str], Any] = json.loads) -> Mapping[str, Any]:
+    def parsed(path: Path, kind: Callable[[Path], Any] = read_json) -> Mapping[str, Any]:
         name = path.relative_to(run_dir) if path.is_relative_to(run_dir) else path
         try:
-            value = kind(path.read_text(encoding="utf-8"))
+            value = kind(path)
         except FileNotFoundError:
             missing.append(f"{name}: not there")
-        except (OSError, ValueError, yaml.YAMLError):
+        except (OSError, ValueError):
             missing.append(f"{name}: damaged")
         else:
             if isinstance(value, dict):
@@ -73,7 +71,7 @@ def gather(run_dir: Path, card: Path | None = None, jobs: Mapping[str, Job] | No
             missing.append(f"{name}: damaged")
         return {}
 
-    config, record = parsed(run_dir / CONFIG, yaml.safe_load), parsed(run_dir / RECORD)
+    config, record = parsed(run_dir / CONFIG, read_yaml), parsed(run_dir / RECORD)
     evaluations = {path.stem.removeprefix("evaluation-"): parsed(path) for path in sorted(run_dir.glob("evaluation-*.json"))}
     events, samples = read_events(run_dir), read(run_dir)
     if not events:
@@ -113,7 +111,7 @@ def read_scaling(path: Path) -> dict[str, Any]:
         RunError: not one.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except (OSError, ValueError):
         value = None
     if not isinstance(value, dict) or not isinstance(value.get("rows"), list):

@@ -6,7 +6,6 @@ Reads what training and evaluation have written; loads neither TensorFlow nor im
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import HvdImagingError, RunError
+from ..texts import read_json
 
 HEAD = ("run", "model", "Dice", "accuracy", "recall", "AUC", "samples/s")
 
@@ -68,11 +68,11 @@ def _speeds(path: Path) -> list[float]:
 
 def _read(path: Path, next_step: str) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except FileNotFoundError as error:
         raise RunError(f"{path}: no such file; {next_step}") from error
     except (OSError, ValueError) as error:
-        raise RunError(f"{path}: can not be read as JSON ({error})") from error
+        raise RunError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(values, dict):
         raise RunError(f"{path}: expected a JSON object")
     return values

@@ -11,14 +11,11 @@ from dataclasses import dataclass
 import h5py
 import numpy as np
 
-from . import frames, schema
+from . import frames, members, schema
 from .chunks import Layout
+from .members import ShardFault
 
 BLOSC2 = 32026  # of the HDF Group's register of filters
-
-
-class ShardFault(Exception):
-    """What is wrong with a shard; the cause of the reader's DatasetError, which adds the place and the next step."""
 
 
 class Unusual(Exception):
@@ -122,11 +119,14 @@ def of_array(array: h5py.Dataset, table: h5py.Group | None, file_bytes: int) -> 
     layout = Layout((d, h, w), (block[0], block[1], block[2]))
     grid = layout.grid(array.shape)
     count = int(np.prod(grid))
-    if array.chunks[3:] != array.shape[3:] or array.id.get_num_chunks() != count:
-        raise Unusual("some of its chunks are not there")
-    start, check, head = table["start"][...], table["check"][...], table["head"][...]
-    expected = ((count, layout.blocks + 1), (count, layout.blocks), (count, frames.HEAD))
-    if (start.shape, check.shape, head.shape) != expected or frames.table_check(start, check, head) != int(table.attrs["check"]):
+    if array.chunks[3:] != array.shape[3:]:
+        raise Unusual("its channels stand in chunks of their own")
+    held = [members.array(table, name) for name in ("start", "check", "head")]
+    expected = [(count, layout.blocks + 1), (count, layout.blocks), (count, frames.HEAD)]
+    if [one.shape for one in held] != expected:
+        raise ShardFault(f"{array.name}: the table of its blocks is one of another array")
+    start, check, head = (one[...] for one in held)
+    if frames.table_check(start, check, head) != int(table.attrs["check"]):
         raise ShardFault(f"{array.name}: damaged: the table of its blocks differs from its check sum")
     offsets, sizes = np.full(count, -1, np.int64), np.zeros(count, np.int64)
     unusual = []

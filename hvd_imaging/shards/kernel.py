@@ -18,7 +18,7 @@ ENOUGH = 1 << 24  # bytes: below, loading Numba takes longer than what it saves
 
 
 class Unavailable(Exception):
-    """The fast reader can not run here; the text says why."""
+    """The fast reader cannot run here; the text says why."""
 
 
 class _DecodeParameters(ctypes.Structure):
@@ -46,7 +46,7 @@ def _library() -> tuple[str, ctypes.CDLL]:
             try:
                 library = ctypes.CDLL(path)
             except OSError as error:
-                raise Unavailable("the library of the package blosc2 can not be loaded") from error
+                raise Unavailable("the library of the package blosc2 cannot be loaded") from error
             library.blosc2_init()
             library.blosc2_create_dctx.restype = ctypes.c_void_p
             library.blosc2_create_dctx.argtypes = [_DecodeParameters]

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
 from ..config import PreprocessConfig, SplitConfig, stored_preprocess
 from ..errors import DatasetError
 from ..files import write_json
+from ..texts import read_json
 
 SCHEMA = 2
 NAME = "manifest.json"
@@ -27,6 +29,14 @@ SIGNATURE = "manifest.sig"
 SPLITS = ("train", "val", "test")
 
 Task = Literal["segmentation", "classification", "unlabelled"]
+
+
+Side = Annotated[int, pydantic.Field(ge=1, le=1 << 24)]
+"""Voxels along an axis, or channels."""
+Count = Annotated[int, pydantic.Field(ge=0, lt=1 << 62)]
+Number = Annotated[float, pydantic.Field(allow_inf_nan=False)]
+_MOST_ITEMS = 1 << 40
+"""Items of one image, above which no index into it is safe."""
 
 
 class _Entry(pydantic.BaseModel):
@@ -60,18 +70,18 @@ class Sample(_Entry):
 
     id: str
     patient: str
-    shape: tuple[int, int, int, int]
-    dtype: str
-    scale: float = 1.0
-    offset: float = 0.0
+    shape: tuple[Side, Side, Side, Side]
+    dtype: Literal["uint8", "int16", "float16", "float32"]
+    scale: Number = 1.0
+    offset: Number = 0.0
     error: float = 0.0
-    chunk: tuple[int, int, int] = (1, 1, 1)
-    block: tuple[int, int, int] = (1, 1, 1)
-    spacing: tuple[float, float, float]
-    affine: tuple[tuple[float, float, float, float], ...]
+    chunk: tuple[Side, Side, Side] = (1, 1, 1)
+    block: tuple[Side, Side, Side] = (1, 1, 1)
+    spacing: tuple[Number, Number, Number]
+    affine: tuple[tuple[Number, Number, Number, Number], ...]
     modality: str
-    label: int | None
-    class_voxels: tuple[int, ...] | None
+    label: Count | None
+    class_voxels: tuple[Count, ...] | None
     split: Literal["train", "val", "test"]
     shard: str
     sha256: str
@@ -80,6 +90,13 @@ class Sample(_Entry):
     date: str = ""
     origin: str = ""
     part: str = ""
+
+    @pydantic.field_validator("shape")
+    @classmethod
+    def _believable(cls, shape: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+        if math.prod(shape) > _MOST_ITEMS:
+            raise ValueError(f"expected at most 2^40 items, found {math.prod(shape)}")
+        return shape
 
 
 class Storage(_Entry):
@@ -91,7 +108,7 @@ class Storage(_Entry):
         reason: why this compression.
     """
 
-    patch: tuple[int, int, int]
+    patch: tuple[Side, Side, Side]
     compression: str
     reason: str = ""
 
@@ -100,7 +117,7 @@ class ShardFile(_Entry):
     """One shard: file name, bytes, hex SHA-256 of the file."""
 
     name: str
-    bytes: int
+    bytes: Count
     sha256: str
 
 
@@ -137,7 +154,7 @@ class Manifest(_Entry):
     schema_version: int = pydantic.Field(SCHEMA, alias="schema")
     task: Task
     classes: tuple[str, ...]
-    channels: int
+    channels: Side
     preprocess: PreprocessConfig
     split: SplitConfig
     storage: Storage = Storage(patch=(1, 1, 1), compression="none")
@@ -183,13 +200,13 @@ def load(dataset: str | Path) -> Manifest:
     """
     path = Path(dataset) / NAME
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except FileNotFoundError as error:
         raise DatasetError(
             f"{dataset}: no {NAME} in this folder; `hvd-imaging ingest SRC {dataset}` makes a dataset"
         ) from error
     except (OSError, ValueError) as error:
-        raise DatasetError(f"{path}: can not be read as JSON ({error}); ingest again or restore the file") from error
+        raise DatasetError(f"{path}: cannot be read as JSON ({error}); ingest again or restore the file") from error
     found = values.get("schema") if isinstance(values, dict) else None
     if found != SCHEMA:
         raise DatasetError(

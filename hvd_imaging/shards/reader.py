@@ -24,9 +24,10 @@ import numpy as np
 from .. import filesystem
 from ..errors import DatasetError
 from . import index as indices
-from . import kernel, schema
-from .index import ArrayIndex, ShardFault, Unusual
+from . import kernel, members, schema
+from .index import ArrayIndex, Unusual
 from .manifest import SCHEMA, Manifest, Sample
+from .members import ShardFault
 from .storage import decode
 
 Triple = tuple[int, int, int]
@@ -266,11 +267,11 @@ class ShardReader:
                 continue
             place = _place(table, int(failed[0]))
             if result == loop.BAD_BLOCK:
-                raise ShardFault(f"damaged: {name}, chunk {place}, block {failed[1]} can not be decoded")
+                raise ShardFault(f"damaged: {name}, chunk {place}, block {failed[1]} cannot be decoded")
             if result == loop.BAD_CHECK and len(waits) < len(_RETRIES):
                 raise ShardFault(f"damaged: {name}, chunk {place}, block {failed[1]}: the check sum differs")
             if not waits:
-                raise ShardFault(f"{name}, chunk {place} can not be read ({reason}; tried {len(_RETRIES) + 1} times)")
+                raise ShardFault(f"{name}, chunk {place} cannot be read ({reason}; tried {len(_RETRIES) + 1} times)")
             # A parallel filesystem may fail for a moment, or hold a stale handle: another descriptor, then again.
             time.sleep(waits.pop(0))
 
@@ -366,9 +367,10 @@ class ShardReader:
     def _make_index(self, sample: Sample, name: str) -> ArrayIndex:
         with self._faults(name):
             array = self._array(sample, name)
-            path = indices.table_path(sample.id, name)
-            file = self._files[sample.shard]
-            table = _inside(file, path) if path in file else None
+            try:
+                table = members.inside(self._files[sample.shard], indices.table_path(sample.id, name))
+            except KeyError:
+                table = None
             size = os.stat(self._originals.path(sample.shard)).st_size
             return indices.of_array(array, table, size)
         raise AssertionError
@@ -379,9 +381,7 @@ class ShardReader:
         raise AssertionError
 
     def _array(self, sample: Sample, name: str) -> h5py.Dataset:
-        array = _inside(self._file(sample.shard), f"{schema.SAMPLES}/{sample.id}/{name}")
-        if array.external or array.is_virtual:
-            raise ShardFault(f"{name} keeps its data in another file, which is never followed")
+        array = members.array(self._file(sample.shard), f"{schema.SAMPLES}/{sample.id}/{name}")
         expected: tuple[Any, Any] = {
             schema.IMAGE: (sample.shape, sample.dtype),
             schema.MASK: (sample.shape[:3], "uint8"),
@@ -400,7 +400,7 @@ class ShardReader:
             raise ShardFault(f"does not hold the sample's {name}") from error
         # A damaged file makes HDF5 raise many kinds of errors.
         except (OSError, RuntimeError, ValueError, TypeError, AttributeError, IndexError, ArithmeticError, MemoryError) as error:
-            raise ShardFault(f"damaged: {name} can not be read") from error
+            raise ShardFault(f"damaged: {name} cannot be read") from error
 
     def _told(self, sample: Sample, act: Callable[[], Any]) -> Any:
         try:
@@ -457,7 +457,7 @@ class _Open:
     def mapped(self, end: int) -> np.ndarray | None:
         """uint8 view of the whole file, where the disk is the node's own; None: read it.
 
-        A mapped page that can not be read ends the process, so a parallel filesystem, which may fail for a moment, is not mapped.
+        A mapped page that cannot be read ends the process, so a parallel filesystem, which may fail for a moment, is not mapped.
 
         Raises:
             OSError: the file is shorter than ``end``.
@@ -521,24 +521,6 @@ class _Descriptors:
         idle = [path for path, entry in self._open.items() if entry.readers == 0]
         for path in idle[: max(len(self._open) - limit, 0)]:
             os.close(self._open.pop(path).descriptor)
-
-
-def _inside(file: h5py.File, path: str) -> Any:
-    """The object at ``path``, by hard links only: a link could lead out of the dataset.
-
-    Raises:
-        KeyError: there is none.
-        ShardFault: a soft or external link on the way.
-    """
-    place: Any = file
-    for name in path.split("/"):
-        link = place.get(name, getlink=True)
-        if link is None:
-            raise KeyError(path)
-        if not isinstance(link, h5py.HardLink):
-            raise ShardFault(f"'{name}' is a link to another place, which is never followed")
-        place = place[name]
-    return place
 
 
 def _mode(loop: Any, stored: np.dtype, wanted: np.dtype) -> int:

@@ -29,8 +29,8 @@ def sign(dataset: Path, manifest: Manifest, key_file: Path) -> None:
     """Write ``dataset/manifest.sig``.
 
     Raises:
-        SetupError: the key can not be used, or others may read it.
-        DatasetError: the manifest lists no hashes of its shards, or the folder can not be written.
+        SetupError: the key cannot be used, or others may read it.
+        DatasetError: the manifest lists no hashes of its shards, or the folder cannot be written.
     """
     if {sample.shard for sample in manifest.samples} - {shard.name for shard in manifest.shards}:
         raise DatasetError(f"{dataset}: the manifest lists no SHA-256 of its shards, so a signature would not cover them; ingest again")
@@ -38,14 +38,14 @@ def sign(dataset: Path, manifest: Manifest, key_file: Path) -> None:
     try:
         write_json(dataset / SIGNATURE, value)
     except OSError as error:
-        raise DatasetError(f"{dataset}: the signature can not be written ({error.strerror}); check the permissions") from error
+        raise DatasetError(f"{dataset}: the signature cannot be written ({error.strerror}); check the permissions") from error
 
 
 def check(dataset: Path, manifest: Manifest, public_key: Path) -> None:
     """The signature beside the manifest is of this manifest and by the holder of the key.
 
     Raises:
-        SetupError: the public key can not be read.
+        SetupError: the public key cannot be read.
         DatasetError: there is no signature, or it is of another manifest or by another key.
     """
     keys.public(public_key)
@@ -57,7 +57,7 @@ def check(dataset: Path, manifest: Manifest, public_key: Path) -> None:
             f"`hvd-imaging dataset sign {dataset} --key-file KEY` signs it"
         ) from None
     except ValueError:
-        raise DatasetError(f"{dataset / SIGNATURE}: can not be read as a signature; restore it, or sign the dataset again") from None
+        raise DatasetError(f"{dataset / SIGNATURE}: cannot be read as a signature; restore it, or sign the dataset again") from None
     if not keys.fits(signature, message(manifest), public_key):
         raise DatasetError(
             f"{dataset}: the signature does not fit: the manifest was changed after it was signed, or another key than that of "
@@ -70,7 +70,7 @@ def load_signed(dataset: str | Path, public_key: str | None) -> Manifest:
 
     Raises:
         DatasetError: no readable manifest, or not signed by the key.
-        SetupError: the public key can not be read.
+        SetupError: the public key cannot be read.
     """
     manifest = load(dataset)
     if public_key is not None:

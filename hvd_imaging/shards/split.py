@@ -139,13 +139,13 @@ def read_frozen(path: str | Path) -> frozenset[str]:
     """Pseudonyms of a file, one a line; what follows a # is left out.
 
     Raises:
-        ConfigError: it can not be read, or a line is no pseudonym (the line's number is told, not the line).
+        ConfigError: it cannot be read, or a line is no pseudonym (the line's number is told, not the line).
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError(f"split.frozen: {path}: can not be read ({reason})") from None
+        raise ConfigError(f"split.frozen: {path}: cannot be read ({reason})") from None
     found = set()
     for number, line in enumerate(lines, 1):
         text = line.partition("#")[0].strip()
@@ -160,7 +160,7 @@ def read_frozen(path: str | Path) -> frozenset[str]:
 
 
 Unit = tuple[Patient, ...]
-"""Patients who can not be parted."""
+"""Patients who cannot be parted."""
 
 
 def _wanted(share: float, count: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,10 @@ def check_file(dataset: Path, shard: ShardFile) -> Problem | None:
     """Compare a shard's bytes with the manifest: finds also what no sample needs, such as HDF5's own tables."""
     digest = hashlib.sha256()
     try:
-        size = (dataset / shard.name).stat().st_size
+        status = (dataset / shard.name).stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            return Problem("", shard.name, "not a plain file")
+        size = status.st_size
         if size != shard.bytes:
             return Problem("", shard.name, f"the file has {size} bytes, expected {shard.bytes}")
         with open(dataset / shard.name, "rb") as file:
@@ -63,7 +67,7 @@ def check_file(dataset: Path, shard: ShardFile) -> Problem | None:
     except FileNotFoundError:
         return Problem("", shard.name, "the shard is missing")
     except OSError as error:
-        return Problem("", shard.name, f"the file can not be read ({error.strerror})")
+        return Problem("", shard.name, f"the file cannot be read ({error.strerror})")
     found = digest.hexdigest()
     if found != shard.sha256:
         return Problem("", shard.name, f"the file differs: expected SHA-256 {shard.sha256[:12]}, found {found[:12]}")

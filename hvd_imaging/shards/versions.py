@@ -10,6 +10,7 @@ import contextlib
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,35 +97,44 @@ def record(
 
 
 def link(source: Path, shards: Iterable[ShardFile], target: Path) -> None:
-    """Let ``shards`` of the dataset ``source`` stand in the folder ``target`` too; copied where links can not be made.
+    """Let ``shards`` of the dataset ``source`` stand in the folder ``target`` too; copied where links cannot be made.
 
     Raises:
-        DatasetError: a shard is missing, of another size than its manifest says, or the folder can not be written.
+        DatasetError: a shard is missing, a link to a place outside of ``source``, of another size than its manifest says, or the folder
+            cannot be written.
     """
     for shard in shards:
+        place = (source / shard.name).resolve()
+        if not place.is_relative_to(source.resolve()):
+            raise DatasetError(
+                f"{source / shard.name}: a link that leads out of the dataset's folder; put the shard itself there, then try again"
+            )
         try:
-            size = (source / shard.name).stat().st_size
+            status = place.stat()
+            size = status.st_size
+            if not stat.S_ISREG(status.st_mode):
+                raise DatasetError(f"{source / shard.name}: not a plain file; restore the shard from a copy")
         except OSError as error:
-            raise DatasetError(f"{source / shard.name}: can not be shared ({error.strerror}); restore the shard from a copy") from error
+            raise DatasetError(f"{source / shard.name}: cannot be shared ({error.strerror}); restore the shard from a copy") from error
         if size != shard.bytes:
             raise DatasetError(
                 f"{source / shard.name}: damaged: expected {shard.bytes} bytes, found {size}; restore the shard from a copy"
             )
         with contextlib.suppress(OSError):  # another filesystem, or one without links
-            os.link(source / shard.name, target / shard.name, follow_symlinks=True)
+            os.link(place, target / shard.name)
             continue
         try:
             with atomic_path(target / shard.name) as temporary:
-                shutil.copyfile(source / shard.name, temporary)
+                shutil.copyfile(place, temporary)
         except OSError as error:
-            raise DatasetError(f"{target}: can not be written ({error.strerror}); check space and permissions") from error
+            raise DatasetError(f"{target}: cannot be written ({error.strerror}); check space and permissions") from error
 
 
 def derive(source: Path, out: Path, manifest: Manifest) -> None:
     """The folder ``out`` with the shards of the dataset ``source`` and another manifest for them, all or nothing.
 
     Raises:
-        DatasetError: ``out`` is not free or can not be written, or a shard is missing.
+        DatasetError: ``out`` is not free or cannot be written, or a shard is missing.
     """
     _materialize(out, manifest, [(source, shard) for shard in _files(source, manifest)])
 
@@ -137,13 +147,13 @@ def checkout(manifest: Manifest, candidates: Sequence[tuple[Path, Manifest]], ou
         extra: files that go along, such as its signature.
 
     Raises:
-        DatasetError: a shard is nowhere, or ``out`` is not free or can not be written.
+        DatasetError: a shard is nowhere, or ``out`` is not free or cannot be written.
     """
     holders = {shard: folder for folder, held in reversed(candidates) for shard in held.shards if (folder / shard.name).is_file()}
     missing = [shard.name for shard in manifest.shards if shard not in holders]
     if missing or not manifest.shards:
         raise DatasetError(
-            f"{out}: version {manifest.files_hash()[:12]} can not be put together: {len(missing)} of {len(manifest.shards)} shards are "
+            f"{out}: version {manifest.files_hash()[:12]} cannot be put together: {len(missing)} of {len(manifest.shards)} shards are "
             f"in none of the {len(candidates)} datasets beside{', first ' + missing[0] if missing else ''}; restore one that holds them"
         )
     _materialize(out, manifest, [(holders[shard], shard) for shard in manifest.shards], extra)
@@ -158,7 +168,7 @@ def _materialize(out: Path, manifest: Manifest, places: Sequence[tuple[Path, Sha
     except FileExistsError:
         raise DatasetError(f"{out}: is being made, or was begun and not finished; if nothing runs, remove {building}") from None
     except OSError as error:
-        raise DatasetError(f"{out}: can not be made ({error.strerror}); check the folder's permissions") from error
+        raise DatasetError(f"{out}: cannot be made ({error.strerror}); check the folder's permissions") from error
     try:
         for source, shard in places:
             link(source, [shard], building)
@@ -167,7 +177,7 @@ def _materialize(out: Path, manifest: Manifest, places: Sequence[tuple[Path, Sha
         manifests.save(building, manifest)
         publish(building, out)
     except OSError as error:
-        raise DatasetError(f"{out}: can not be written ({error.strerror}); check space and permissions") from error
+        raise DatasetError(f"{out}: cannot be written ({error.strerror}); check space and permissions") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 

@@ -141,7 +141,7 @@ def write_shard(path: Path, records: Iterable[Record], config: ShardConfig) -> S
         config: with a resolved compression.
 
     Raises:
-        DatasetError: the file can not be written (full disk, no permission).
+        DatasetError: the file cannot be written (full disk, no permission).
     """
     try:
         with atomic_path(path) as temporary:
@@ -156,7 +156,7 @@ def write_shard(path: Path, records: Iterable[Record], config: ShardConfig) -> S
             return ShardFile(name=path.name, bytes=temporary.stat().st_size, sha256=digest.hexdigest())
     except OSError as error:
         reason = error.strerror or str(error)
-        raise DatasetError(f"{path.name}: can not be written ({reason}); check space and permissions") from error
+        raise DatasetError(f"{path.name}: cannot be written ({reason}); check space and permissions") from error
 
 
 def _write_sample(samples: h5py.Group, record: Record, config: ShardConfig) -> None:
@@ -246,7 +246,7 @@ def settle(config: ShardConfig, sizes: int, image: np.ndarray | None, folder: Pa
         try:
             speed = codec.disk_speed(folder)
         except OSError as error:
-            raise DatasetError(f"{folder}: can not be written ({error.strerror}); check space and permissions") from error
+            raise DatasetError(f"{folder}: cannot be written ({error.strerror}); check space and permissions") from error
         name, reason = codec.choose(codec.measure(image, layout), speed, os.cpu_count() or 1)
     settled = config.model_copy(update={"compression": name})
     return settled, Storage(patch=config.patch, compression=name, reason=reason)
@@ -335,4 +335,4 @@ def publish(building: Path, dataset: Path) -> None:
     try:
         building.rename(dataset)  # replaces an empty folder
     except OSError as error:
-        raise DatasetError(f"{dataset}: can not be made ({error.strerror}); check the folder's permissions") from error
+        raise DatasetError(f"{dataset}: cannot be made ({error.strerror}); check the folder's permissions") from error

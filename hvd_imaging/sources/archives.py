@@ -30,6 +30,7 @@ import pydicom
 from ..errors import DatasetError, HvdImagingError, SourceError
 from ..files import write_json
 from ..inflate import dcmread
+from ..texts import read_json
 from .dicom import Rejected
 from .elements import quiet
 
@@ -95,7 +96,7 @@ def kind_of(src: str | Path) -> Kind:
         if _is_tar(path):
             return "tar"
     except OSError as error:
-        raise SourceError(f"{src}: can not be read ({error.strerror}); expected {ACCEPTED}") from None
+        raise SourceError(f"{src}: cannot be read ({error.strerror}); expected {ACCEPTED}") from None
     raise SourceError(f"{src}: expected {ACCEPTED}; found a file that is none of them")
 
 
@@ -109,7 +110,7 @@ def opened(src: str | Path, scratch: Path, report: Report = lambda done, total: 
 
     Raises:
         SourceError: not an archive, encrypted, damaged as a whole, or it would unpack to far more than it should.
-        DatasetError: the disk is too small, or can not be written.
+        DatasetError: the disk is too small, or cannot be written.
     """
     kind = kind_of(src)
     if kind == "folder":
@@ -127,7 +128,7 @@ def opened(src: str | Path, scratch: Path, report: Report = lambda done, total: 
         act(Path(src), store, report)
         return store.finish()
     except OSError as error:
-        raise DatasetError(f"{scratch}: {src} can not be unpacked here ({error.strerror}); check space and permissions") from None
+        raise DatasetError(f"{scratch}: {src} cannot be unpacked here ({error.strerror}); check space and permissions") from None
 
 
 def shown(src: str | Path) -> str:
@@ -146,7 +147,7 @@ def worth_keeping(scratch: Path) -> bool:
 
 
 def member_place(name: str) -> PurePosixPath | None:
-    """Where a member belongs, relative to the folder; None if it would leave the folder or can not be a file. Pure."""
+    """Where a member belongs, relative to the folder; None if it would leave the folder or cannot be a file. Pure."""
     name = name.replace("\\", "/")
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or re.match(r"[A-Za-z]:", name) or "\0" in name or ".." in parts or not parts:
@@ -268,7 +269,7 @@ def _unzip(path: Path, store: _Store, report: Report) -> None:
             try:
                 store.write(target, member.file_size, mtime, _pieces(archive, member))
             except _Damaged:
-                store.refuse(member.filename, f"damaged in the archive, or packed in a way that can not be read here (ZIP method {member.compress_type})")
+                store.refuse(member.filename, f"damaged in the archive, or packed in a way that cannot be read here (ZIP method {member.compress_type})")
 
 
 def _pieces(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
@@ -378,7 +379,7 @@ def _dicomdir(path: Path, store: _Store, report: Report) -> None:
             records = dcmread(path).get("DirectoryRecordSequence") or []
             named = [_file_id(record) for record in records if record.get("RecordInUseFlag", 0xFFFF) != 0]
     except Exception as error:  # the text may hold identifiers
-        raise SourceError(f"{path}: the DICOMDIR can not be read ({type(error).__name__}); give its folder instead") from None
+        raise SourceError(f"{path}: the DICOMDIR cannot be read ({type(error).__name__}); give its folder instead") from None
     root = path.parent.resolve()
     wanted = list(dict.fromkeys(parts for parts in named if parts))
     if not wanted:
@@ -466,7 +467,7 @@ def _identity(src: str | Path, kind: Kind) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

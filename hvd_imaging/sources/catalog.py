@@ -83,7 +83,7 @@ class Catalog:
         task: segmentation, classification or unlabelled.
         classes: names; index 0 is the background for segmentation; empty if unlabelled.
         cases: sorted by ``source_id``.
-        rejected: inputs that can not be used, with the reason.
+        rejected: inputs that cannot be used, with the reason.
         notes: what the user should know about the archive as a whole.
         remarks: what the user should know of single inputs, which are not set aside.
         labels: how annotations become masks.
@@ -133,7 +133,7 @@ def scan(
     if not dicom.series and not nifti.cases:
         reason = "".join(f"; {note}" for note in left)
         if dicom.rejected:
-            reason += f"; {len(dicom.rejected)} DICOM files can not be read, {dicom.rejected[0].path}: {dicom.rejected[0].reason}"
+            reason += f"; {len(dicom.rejected)} DICOM files cannot be read, {dicom.rejected[0].path}: {dicom.rejected[0].reason}"
         raise SourceError(
             f"{root}: no DICOM or NIfTI images in this folder or below ({dicom.skipped} other files, "
             f"{dicom.others + len(dicom.segmentations)} DICOM objects without an image){reason}"
@@ -215,7 +215,7 @@ def load_case(case: Case, catalog: Catalog, units: Units = "hu") -> tuple[Volume
     """Read a case: image ``(D, H, W[, C])`` float32, and for segmentation its mask, uint8 ``(D, H, W)`` class indices.
 
     Raises:
-        SourceError: the image or the mask can not be used.
+        SourceError: the image or the mask cannot be used.
         SetupError: what decodes the image, or finds the consensus, is not installed.
     """
     volume = read_image(case, units)
@@ -246,7 +246,7 @@ def annotations_of(case: Case, volume: Volume, catalog: Catalog) -> tuple[Annota
     """What each file says of the case's image, in the order of ``case.mask``.
 
     Raises:
-        SourceError: one of them can not be used.
+        SourceError: one of them cannot be used.
     """
     found = []
     for file in case.mask:

@@ -50,7 +50,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Rejected:
-    """An input that can not be used: path relative to the scanned folder, and why."""
+    """An input that cannot be used: path relative to the scanned folder, and why."""
 
     path: str
     reason: str
@@ -131,7 +131,7 @@ class DicomScan:
     Attributes:
         series: image series, sorted by UID and part.
         segmentations: DICOM SEG and RTSTRUCT objects, sorted by path.
-        rejected: DICOM that can not be read.
+        rejected: DICOM that cannot be read.
         skipped: files that are not DICOM.
         others: DICOM objects that are not images (reports, presentation states, DICOMDIR).
         notes: what the user should know.
@@ -166,7 +166,7 @@ def scan_dicom(root: Path, on_file: Callable[[Path], None] | None = None) -> Dic
 
 
 def group_headers(headers: Iterable[Header], root: Path) -> DicomScan:
-    """Series, segmentations and what can not be used, from the headers of an archive's files. Pure.
+    """Series, segmentations and what cannot be used, from the headers of an archive's files. Pure.
 
     The result does not depend on the order of ``headers``.
     """
@@ -281,7 +281,7 @@ def read_series(series: SeriesFiles, units: Units = "hu") -> Volume:
         units: "hu" applies rescale or modality LUT of each slice, "stored" does not.
 
     Raises:
-        SourceError: the files are not one regular stack of slices alike, or one can not be read.
+        SourceError: the files are not one regular stack of slices alike, or one cannot be read.
         SetupError: an image is compressed, and the decoders are not installed.
     """
     if not series.files:

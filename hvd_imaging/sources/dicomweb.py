@@ -38,7 +38,7 @@ TIMEOUT_S = (10.0, 120.0)
 """For a connection, and for the next bytes of an answer."""
 PAGE = 500
 GIVE_UP = 3
-"""So many instances in a row that the server can not give are its own trouble, not theirs."""
+"""So many instances in a row that the server cannot give are its own trouble, not theirs."""
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _RETRIED = (408, 425, 429, 500, 502, 503, 504)
@@ -69,7 +69,7 @@ def access(user: str | None, password_file: str | None, token_file: str | None, 
 
     Raises:
         ConfigError: they contradict each other.
-        SetupError: a file can not be read, or is empty.
+        SetupError: a file cannot be read, or is empty.
     """
     if bool(user) != bool(password_file):
         raise ConfigError("--user and --password-file: expected both or none of them")
@@ -87,7 +87,7 @@ def _secret(name: str, path: str | None) -> str:
     try:
         text = Path(path).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise SetupError(f"{name}: {path}: can not be read ({type(error).__name__})") from None
+        raise SetupError(f"{name}: {path}: cannot be read ({type(error).__name__})") from None
     if not text or "\n" in text:
         raise SetupError(f"{name}: {path}: expected one line, found {'several' if text else 'nothing'}")
     return text
@@ -217,8 +217,8 @@ class Server:
         """One instance into a file, in the transfer syntax in which the server keeps it.
 
         Raises:
-            SourceError: the server can not be used any more.
-            Refused: this instance can not be had.
+            SourceError: the server cannot be used any more.
+            Refused: this instance cannot be had.
         """
 
         def get() -> None:
@@ -234,7 +234,7 @@ class Server:
         """One DICOM file to the server.
 
         Raises:
-            SourceError: the server can not be used any more.
+            SourceError: the server cannot be used any more.
             Refused: it does not take this file.
         """
 
@@ -292,7 +292,7 @@ class Server:
             except (OSError, MemoryError):
                 raise
             except Exception as error:  # the text may hold identifiers
-                raise Refused(f"it can not be encoded for the way, or understood ({type(error).__name__})") from None
+                raise Refused(f"it cannot be encoded for the way, or understood ({type(error).__name__})") from None
         if last.startswith("it answers"):
             raise Refused(f"{last}, after {self._attempts} attempts", 500)
         raise SourceError(
@@ -346,9 +346,9 @@ def fetch(
 
     Raises:
         ConfigError: of the address, the query or the credentials.
-        SourceError: no series fits, or the server can not be used; what was fetched stays.
+        SourceError: no series fits, or the server cannot be used; what was fetched stays.
         SetupError: dicomweb-client is missing.
-        OSError: ``out`` can not be written.
+        OSError: ``out`` cannot be written.
     """
     address = parse(url)
     asked = check_query((*address.query, *query))
@@ -414,7 +414,7 @@ def store(server: Server, files: Sequence[Path], report: Report = lambda done, t
         The files that were not taken, and why.
 
     Raises:
-        SourceError: the server can not be used, or takes nothing at all.
+        SourceError: the server cannot be used, or takes nothing at all.
     """
     refused: list[tuple[Path, str]] = []
     for number, path in enumerate(files):

@@ -48,8 +48,8 @@ class Header:
     """One file. Identifiers are raw: for memory only, never written; they stay out of ``repr``.
 
     Attributes:
-        kind: "other" is DICOM without an image (reports, plans, DICOMDIR); "rejected" can not be used, see ``reason``.
-        problem: why the image can not be read although the file belongs to a series; "" if nothing is known against it.
+        kind: "other" is DICOM without an image (reports, plans, DICOMDIR); "rejected" cannot be used, see ``reason``.
+        problem: why the image cannot be read although the file belongs to a series; "" if nothing is known against it.
         geometry: "patient" (frames have a place), "image" (spacing in mm, no place), "none" (no known size).
         syntax: TransferSyntaxUID.
         offset, length: where the value of uncompressed PixelData begins and its bytes; -1 if it must be decoded.
@@ -151,13 +151,13 @@ def read_header(path: Path, root: Path) -> Header:
     """Read one file's header. Never raises for what a file holds.
 
     Returns:
-        kind "not_dicom" if the content is no DICOM, "rejected" with the reason if it is DICOM that can not be used.
+        kind "not_dicom" if the content is no DICOM, "rejected" with the reason if it is DICOM that cannot be used.
     """
     try:
         with open(path, "rb") as file:
             return _read(file, path, root)
     except OSError as error:
-        return Header(path, root, "rejected", reason=f"can not be opened ({error.strerror})")
+        return Header(path, root, "rejected", reason=f"cannot be opened ({error.strerror})")
 
 
 def _read(file: BinaryIO, path: Path, root: Path) -> Header:
@@ -238,7 +238,7 @@ def _describe(
         if kind and not shows and rows < 0:
             return Header(path, root, "other", sop_class=kind)
         missing = "SeriesInstanceUID" if kind else "SOPClassUID"
-        cut = " (truncated file?)" if rows < 0 else "; it can not be told what it belongs to"
+        cut = " (truncated file?)" if rows < 0 else "; it cannot be told what it belongs to"
         return Header(path, root, "rejected", reason=f"DICOM header without {missing}{cut}")
     known: dict[str, Any] = dict(
         sop_class=kind,
@@ -338,7 +338,7 @@ def _place(values: Plain | Parsed, known: dict[str, Any]) -> dict[str, Any]:
     """Number and geometry of the frames.
 
     Raises:
-        SourceError: a value that can not be what it must be.
+        SourceError: a value that cannot be what it must be.
     """
     told = values.numbers("NumberOfFrames", 1)
     count = int(told[0]) if told else 1

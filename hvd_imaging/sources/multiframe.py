@@ -22,7 +22,7 @@ def functional_groups(dataset: Any, count: int) -> tuple[Frame, ...]:
     """Frames of an enhanced object (C.7.6.16); a group of the frame itself counts before the shared one.
 
     Raises:
-        SourceError: another number of groups than frames, or a value that can not be what it must be.
+        SourceError: another number of groups than frames, or a value that cannot be what it must be.
     """
     shared = dataset.get("SharedFunctionalGroupsSequence") or [None]
     groups = dataset.get("PerFrameFunctionalGroupsSequence") or []
@@ -132,7 +132,7 @@ def mosaic(dataset: Any, frame: Frame, rows: int, columns: int) -> tuple[Frame, 
         raise SourceError("no ImagePositionPatient, ImageOrientationPatient or PixelSpacing; its place is not known")
     across = tiles_across(tiles)
     if rows % across or columns % across:
-        raise SourceError(f"mosaic of {rows} x {columns} pixels can not hold {across} x {across} tiles")
+        raise SourceError(f"mosaic of {rows} x {columns} pixels cannot hold {across} x {across} tiles")
     row, column = np.array(frame.orientation[:3]), np.array(frame.orientation[3:])
     along = np.cross(row, column)
     if abs(abs(float(along @ normal)) - 1) > 1e-2:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
-import json
 import math
 import os
 import re
@@ -25,6 +24,7 @@ import numpy as np
 from .. import limits
 from ..errors import SourceError
 from ..files import write_bytes
+from ..texts import TextError, read_json
 from ..volume import Volume, filled, flip_ras_lps, same_voxels
 from . import nrrd, streams
 from .dicom import Rejected, relative, walk
@@ -122,9 +122,9 @@ def scan_nifti(root: Path) -> NiftiScan:
 def _scan_layout(folder: Path, root: Path, files: Sequence[Path]) -> NiftiScan:
     where = relative(folder / DESCRIPTION, root)
     try:
-        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        description = read_json(folder / DESCRIPTION)
     except (OSError, ValueError) as error:
-        raise SourceError(f"{where}: can not be read as JSON ({type(error).__name__})") from error
+        raise SourceError(f"{where}: cannot be read as JSON ({error if isinstance(error, TextError) else type(error).__name__})") from error
     if not isinstance(description, dict):
         raise SourceError(f"{where}: expected an object, found {type(description).__name__}")
     classes = parse_classes(description.get("labels"), where)

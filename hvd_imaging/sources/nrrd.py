@@ -74,7 +74,7 @@ def is_nrrd_name(path: Path) -> bool:
 
 
 def detached(path: Path) -> Path | None:
-    """The file that holds the voxels of a .nhdr, None if there is none or it can not be told. Never raises."""
+    """The file that holds the voxels of a .nhdr, None if there is none or it cannot be told. Never raises."""
     if not path.name.lower().endswith(".nhdr"):
         return None
     try:
@@ -121,7 +121,7 @@ def read_nrrd(path: Path, root: Path = Path(), modality: str = "") -> Volume:
     except SourceError as error:
         raise SourceError(f"{name}: {error}") from None
     except OSError as error:
-        raise SourceError(f"{name}: can not be read ({error.strerror or type(error).__name__})") from error
+        raise SourceError(f"{name}: cannot be read ({error.strerror or type(error).__name__})") from error
     if channel is not None:  # axes of the array run the other way round
         array = np.moveaxis(array, len(sizes) - 1 - channel, -1)
         if array.shape[-1] == 1:

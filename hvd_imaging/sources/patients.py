@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from ..errors import SourceError
+from ..texts import LARGEST_CSV, TextError, parse_csv, read, read_json
 from .catalog import Case, Catalog
 from .dicom import SeriesFiles
 from .nifti import DESCRIPTION, stem
@@ -93,9 +91,9 @@ def read_table(root: Path, cases: Sequence[Case]) -> tuple[dict[str, str], list[
             table |= of_description(_json(folder / DESCRIPTION))
         if (folder / TABLE).is_file():
             try:
-                text = (folder / TABLE).read_text(encoding="utf-8-sig")
-            except (OSError, UnicodeDecodeError) as error:
-                raise SourceError(f"{TABLE}: can not be read as UTF-8 text ({type(error).__name__})") from None
+                text = read(folder / TABLE, LARGEST_CSV)
+            except (OSError, TextError) as error:
+                raise SourceError(f"{TABLE}: cannot be read ({error if isinstance(error, TextError) else type(error).__name__})") from None
             found = of_csv(text)
             if found is None:
                 notes.append(f"{TABLE} has no columns case and patient: it is not used")
@@ -115,9 +113,9 @@ def read_table(root: Path, cases: Sequence[Case]) -> tuple[dict[str, str], list[
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError) as error:
-        raise SourceError(f"{DESCRIPTION}: can not be read as JSON ({type(error).__name__})") from None
+        raise SourceError(f"{DESCRIPTION}: cannot be read as JSON ({error if isinstance(error, TextError) else type(error).__name__})") from None
 
 
 def of_csv(text: str) -> dict[str, str] | None:
@@ -126,24 +124,20 @@ def of_csv(text: str) -> dict[str, str] | None:
     Raises:
         SourceError: an empty cell, or two patients for one case.
     """
-    lines = text.splitlines()
-    first = lines[0] if lines else ""
-    delimiter = max(",;\t", key=first.count)
-    header = [cell.strip().strip('"').lower() for cell in first.split(delimiter)]
-    if "case" not in header or "patient" not in header:
+    try:
+        found = parse_csv(text)
+    except TextError as error:
+        raise SourceError(f"{TABLE}: row {error.line}: {error}") from None
+    if "case" not in found.header or "patient" not in found.header:
         return None
-    key, value = header.index("case"), header.index("patient")
+    key, value = found.header.index("case"), found.header.index("patient")
     table: dict[str, str] = {}
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter)
-    next(reader)
-    for cells in reader:
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) <= max(key, value) or not cells[key].strip() or not cells[value].strip():
-            raise SourceError(f"{TABLE}: row {reader.line_num}: expected a case and a patient, found an empty or missing cell")
-        name, patient = cells[key].strip(), cells[value].strip()
+    for row, cells in found.rows:
+        if len(cells) <= max(key, value) or not cells[key] or not cells[value]:
+            raise SourceError(f"{TABLE}: row {row}: expected a case and a patient, found an empty or missing cell")
+        name, patient = cells[key], cells[value]
         if table.setdefault(name, patient) != patient:
-            raise SourceError(f"{TABLE}: row {reader.line_num}: another patient than before for the same case")
+            raise SourceError(f"{TABLE}: row {row}: another patient than before for the same case")
     return table
 
 

@@ -159,7 +159,7 @@ def _plain(header: Header) -> np.ndarray:
     try:
         array = np.fromfile(header.path, dtype, values, offset=header.offset)
     except OSError as error:
-        raise SourceError(f"{header.name}: can not be read ({error.strerror})") from error
+        raise SourceError(f"{header.name}: cannot be read ({error.strerror})") from error
     if array.size != values:
         raise _cut(header)
     array = array.reshape(header.count, header.rows, header.columns)
@@ -199,7 +199,7 @@ def _flipped(value: Any, header: Header, dtype: np.dtype) -> Any:
 
 
 def _keep_padding(cells: np.ndarray, array: np.ndarray, header: Header) -> np.ndarray:
-    """``array`` with padding that BitsStored can not hold as the whole cell has it: cut to the stored bits it would look like tissue."""
+    """``array`` with padding that BitsStored cannot hold as the whole cell has it: cut to the stored bits it would look like tissue."""
     if header.padding is None or header.colour or array.dtype.kind not in "iu":
         return array
     low, high = header.padding

@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 import threading
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from .. import npz
 from ..errors import RunError
 from ..files import atomic_path
+from ..texts import parse_json
 
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d{8})\.npz")
@@ -72,20 +73,20 @@ def load(path: Path) -> State:
         RunError: missing, damaged, or with arrays that do not have the recorded hash.
     """
     try:
-        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
-            meta = json.loads(file["meta"].tobytes())
-            names = sorted(name for name in file.files if name != "meta")
-            arrays = {name: file[name] for name in names}
+        arrays = npz.read(path)
+        meta = parse_json(arrays.pop("meta").tobytes())
+        names = sorted(arrays)
+        recorded = meta["sha256"]
     except FileNotFoundError as error:
         raise RunError(f"{path}: no such checkpoint; has the training run written one?") from error
-    except (OSError, ValueError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path}: damaged checkpoint ({error}); delete it to use the one before") from error
     weights, optimizer, exchange = (
         [arrays[name] for name in names if name.startswith(kind)] for kind in ("weight.", "optimizer.", "exchange.")
     )
     found = digest([*weights, *optimizer, *exchange])
-    if found != meta.get("sha256"):
-        raise RunError(f"{path}: damaged checkpoint: SHA-256 {found[:12]}, expected {str(meta.get('sha256'))[:12]}")
+    if found != recorded:
+        raise RunError(f"{path}: damaged checkpoint: SHA-256 {found[:12]}, expected {str(recorded)[:12]}")
     return State(weights, optimizer, meta, exchange)
 
 
@@ -130,7 +131,7 @@ class Writer:
         failure, self._failure = self._failure, None
         if isinstance(failure, OSError):
             raise RunError(
-                f"{failure.filename or 'checkpoint'}: can not be written ({failure.strerror}); free space or choose another "
+                f"{failure.filename or 'checkpoint'}: cannot be written ({failure.strerror}); free space or choose another "
                 "--run-dir, then go on with --resume"
             ) from failure
         if failure is not None:

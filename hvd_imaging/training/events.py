@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..texts import parse_json
+
 NAME = "events.jsonl"
 
 
@@ -74,7 +76,7 @@ def read_events(run_dir: str | Path, name: str = NAME) -> list[dict[str, Any]]:
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                event = json.loads(line)
+                event = parse_json(line)
             except ValueError:
                 continue
             if sound(event):

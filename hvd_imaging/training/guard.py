@@ -66,7 +66,7 @@ def difference(names: Sequence[str], values: Sequence[Sequence[Any]]) -> str:
     if len(right) != len(values[rank]) or not where:
         where = ["the number of variables"]
     others = f" and {len(where) - 1} more" if len(where) > 1 else ""
-    unsure = " (which of the two is right can not be told)" if len(values) == 2 else ""
+    unsure = " (which of the two is right cannot be told)" if len(values) == 2 else ""
     return (
         f"rank{'s' * (len(odd) > 1)} {', '.join(map(str, odd))} of {len(values)} differ{'s' * (len(odd) == 1)} from the others "
         f"in {where[0]}{others}{unsure}; the last checkpoint is still whole: check that host's memory and packages "

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from ..texts import read_json
 from ..world import World, host_name
 
 FOLDER = "ranks"
@@ -59,7 +60,7 @@ def read_beats(run_dir: Path) -> list[Beat]:
     beats = []
     for path in (run_dir / FOLDER).glob("rank-*.json"):
         with contextlib.suppress(OSError, ValueError):
-            beats.append(parse(json.loads(path.read_bytes())))
+            beats.append(parse(read_json(path)))
     return sorted((beat for beat in beats if beat is not None), key=lambda beat: beat.rank)
 
 

@@ -516,7 +516,7 @@ class Trainer:
             self.heart.mark(event, self.position.total)
 
     def failed(self, error: BaseException) -> None:
-        """Into this rank's log; where even that can not be written, the error itself is the news."""
+        """Into this rank's log; where even that cannot be written, the error itself is the news."""
         with contextlib.suppress(OSError):
             self.own_log.write("error", kind=type(error).__name__, message=str(error)[:1000])
 

@@ -6,7 +6,6 @@ writing checkpoints. Each start leaves its mark; a training that finds another o
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from ..errors import RunError
 from ..files import write_json
+from ..texts import read_json
 from ..world import host_name
 
 NAME = "owner.json"
@@ -53,7 +53,7 @@ class Owner:
             RunError: another start has taken over.
         """
         now = self._read()
-        # A file that can not be read for a moment is no reason to stop.
+        # A file that cannot be read for a moment is no reason to stop.
         if now and now.get("token") != self._token:
             job = f", job {now['job']}" if now.get("job") else ""
             raise RunError(
@@ -63,7 +63,7 @@ class Owner:
 
     def _read(self) -> dict[str, str]:
         try:
-            values = json.loads(self._path.read_bytes())
+            values = read_json(self._path)
         except (OSError, ValueError):
             return {}
         return values if isinstance(values, dict) else {}

@@ -94,7 +94,7 @@ class Failure:
 
     Attributes:
         code: mpirun's exit code; 128 + n after signal n.
-        rank, host: the first to fail, None if that can not be told.
+        rank, host: the first to fail, None if that cannot be told.
         step: global step of the failure, None before the first one.
         checkpoint: global step of the newest checkpoint, None without one.
         kind: of mpirun's notice.

@@ -36,5 +36,5 @@ class Start:
         """Put the weights back on what they have to keep, after ``step`` of ``last`` updates; the same on all ranks."""
 
     def settled(self, step: int, last: int) -> bool:
-        """False as long as the network is not yet what it is to become, so that it can not be the best one."""
+        """False as long as the network is not yet what it is to become, so that it cannot be the best one."""
         return True

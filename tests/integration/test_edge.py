@@ -1,4 +1,4 @@
-"""The edge: `predict --edge` with the light runtimes, where TensorFlow and Horovod can not be imported at all.
+"""The edge: `predict --edge` with the light runtimes, where TensorFlow and Horovod cannot be imported at all.
 
 `scripts/edge_check.sh` does the same in an environment made from nothing, and tells its size; that takes a minute.
 """

@@ -52,7 +52,7 @@ def test_a_killed_ingest_goes_on(archive, tmp_path):
     assert process.wait(30) == -signal.SIGKILL, "it was not killed in the middle"
     assert not (tmp_path / "data").exists()
 
-    # What stands ready can not be read any more, and nothing tells so but its content: it must not be needed.
+    # What stands ready cannot be read any more, and nothing tells so but its content: it must not be needed.
     redactor = Redactor(load_or_make_key(tmp_path / "key"), archive)
     cases = [path.read_bytes() for path in staging.glob("*.case")]
     ready = {json.loads(case[8 : 8 + int.from_bytes(case[:8], "little")])["path"] for case in cases}

@@ -58,7 +58,7 @@ def held(tmp_path_factory):
     seen = "from numpy._core._multiarray_umath import __cpu_features__ as f; print(f['AVX2'], f['AVX512F'])"
     done = subprocess.run([sys.executable, "-c", seen], env=environment("avx2"), capture_output=True, text=True, timeout=60, check=False)
     if done.stdout.split() != ["True", "False"]:
-        pytest.skip("this kernel or processor can not make CPUID trap")
+        pytest.skip("this kernel or processor cannot make CPUID trap")
     return environment
 
 

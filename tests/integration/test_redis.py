@@ -414,9 +414,9 @@ def test_files_and_contradictions(cache, told, tmp_path):
         cache("redis://:s3cret@localhost", password_file=file)
     with pytest.raises(ConfigError, match="expected rediss://, or no CA file"):
         cache("redis://localhost", ca_file=file)
-    with pytest.raises(SetupError, match=r"none: the CA file of Redis can not be read \(No such file"):
+    with pytest.raises(SetupError, match=r"none: the CA file of Redis cannot be read \(No such file"):
         cache("rediss://localhost", ca_file=tmp_path / "none")
-    with pytest.raises(SetupError, match=r"none: the password file of Redis can not be read \(No such file"):
+    with pytest.raises(SetupError, match=r"none: the password file of Redis cannot be read \(No such file"):
         cache("redis://localhost", password_file=tmp_path / "none")
     for text in ("", "\n", "s3cret\ns3cret"):
         (tmp_path / "bad").write_text(text)

@@ -115,8 +115,8 @@ def test_the_grid_can_be_found_by_memory(folder):
 @pytest.mark.parametrize(
     ("ranks", "settings", "message"),
     [
-        (2, ["parallel.spatial=2", "data.patch=[4,16,16]"], "a depth of 4 (data.patch) can not be split into 2 slabs of whole 4 slices"),
-        (3, ["parallel.spatial=2"], "3 ranks can not be cut into groups of 2"),
+        (2, ["parallel.spatial=2", "data.patch=[4,16,16]"], "a depth of 4 (data.patch) cannot be split into 2 slabs of whole 4 slices"),
+        (3, ["parallel.spatial=2"], "3 ranks cannot be cut into groups of 2"),
         (2, ["parallel.spatial=2", "parallel.data=2"], "parallel.data=2 x parallel.spatial=2 makes 4 ranks, found 2"),
         (2, ["parallel.spatial=2", "train.balance=auto"], "does not go together with train.balance=auto"),
         (2, ["parallel.spatial=2", "model.name=networks:subclassed"], "layer 'rolled' (Lambda) has no spatial version"),

@@ -100,7 +100,7 @@ def test_the_writer_keeps_order_and_tells_of_a_failure_at_the_next_call(tmp_path
     assert [checkpoint.load(path).meta["total"] for path in checkpoint.newest_first(tmp_path)] == [2, 1, 0]
     (tmp_path / "file").write_text("x")
     writer.submit(tmp_path / "file" / "step.npz", checkpoint.State([], [], {}))
-    with pytest.raises(RunError, match="can not be written.*--resume"):
+    with pytest.raises(RunError, match="cannot be written.*--resume"):
         writer.wait()
     writer.wait()  # told once
 

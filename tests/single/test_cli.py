@@ -102,7 +102,7 @@ def test_a_wrong_command_line_ends_with_2_and_says_how(words, shown, tmp_path):
 @pytest.mark.parametrize(
     ("words", "code", "shown"),
     [
-        (("train", "nowhere.yaml"), 2, "nowhere.yaml: can not be read"),
+        (("train", "nowhere.yaml"), 2, "nowhere.yaml: cannot be read"),
         (("ingest", "nowhere", "out"), 3, "nowhere"),
         (("ingest", "nowhere", "out", "--set", "preprocess.spacin=1"), 2, "preprocess.spacing"),
         (("dataset", "info", "nowhere"), 4, "nowhere"),

@@ -103,7 +103,7 @@ def test_ranks_without_mpi4py_are_told_what_to_install(monkeypatch):
     monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     monkeypatch.setitem(__import__("sys").modules, "mpi4py", None)
-    with pytest.raises(SetupError, match=r"2 ranks were started, but mpi4py can not be imported.*setup_env\.sh"):
+    with pytest.raises(SetupError, match=r"2 ranks were started, but mpi4py cannot be imported.*setup_env\.sh"):
         connect()
 
 

@@ -136,9 +136,9 @@ def test_a_list_binary_or_missing_file(tmp_path):
     binary.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="not UTF-8"):
         load(RunConfig, binary)
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml: can not be read .*hvd-imaging init"):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot be read .*hvd-imaging init"):
         load(RunConfig, tmp_path / "nowhere.yaml")
-    with pytest.raises(ConfigError, match="can not be read"):
+    with pytest.raises(ConfigError, match="cannot be read"):
         load(RunConfig, tmp_path)
 
 

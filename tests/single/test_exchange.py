@@ -130,8 +130,8 @@ def test_the_configuration_chooses(size, sections, kind):
 @pytest.mark.parametrize(
     "size, mpi, sections, message",
     [
-        (3, True, {"train": {"reproducible": "exact"}}, "3 ranks can not share 4 parts"),
-        (8, True, {"train": {"reproducible": "exact"}}, "8 ranks can not share 4 parts"),
+        (3, True, {"train": {"reproducible": "exact"}}, "3 ranks cannot share 4 parts"),
+        (8, True, {"train": {"reproducible": "exact"}}, "8 ranks cannot share 4 parts"),
         (3, True, {"parallel": {"reduction": "adasum"}}, "takes 2, 4, 8, ... ranks, found 3"),
         (2, False, {"parallel": {"reduction": "adasum"}}, "needs MPI, found Gloo"),
     ],

@@ -142,6 +142,6 @@ def test_a_network_without_built_in_operations_is_refused(tmp_path):
     inputs = tf.keras.Input((4, 4, 4, 1))
     pooled = tf.keras.layers.Flatten()(tf.keras.layers.MaxPool3D()(inputs))
     model = tf.keras.Model(inputs, tf.keras.layers.Dense(2)(pooled))
-    with pytest.raises(RunError, match="pooled: can not be converted with TFLite's built-in operations"):
+    with pytest.raises(RunError, match="pooled: cannot be converted with TFLite's built-in operations"):
         tflite.write(model, spec, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -33,7 +33,7 @@ def test_a_difference_names_rank_variable_and_moment():
 @pytest.mark.parametrize(
     "values, expected",
     [
-        ([["a"], ["b"]], "rank 1 of 2 differs from the others in kernel (which of the two is right can not be told)"),
+        ([["a"], ["b"]], "rank 1 of 2 differs from the others in kernel (which of the two is right cannot be told)"),
         ([["b"], ["a"], ["a"]], "rank 0 of 3 differs from the others in kernel;"),
         ([["a"], ["b"], ["c"], ["a"]], "ranks 1, 2 of 4 differ from the others in kernel;"),
         ([["a"], ["a", "b"], ["a"]], "rank 1 of 3 differs from the others in the number of variables;"),

@@ -217,7 +217,7 @@ def test_quarantine(tmp_path, archive, capfd):
     assert [(known[item["path"]], item["reason"]) for item in found["quarantined"]] == [
         ("notes/readme.dcm", "not DICOM"),
         ("folder0/a.dcm", "truncated"),
-        ("folder2/a.dcm", "can not be read (KeyError)"),
+        ("folder2/a.dcm", "cannot be read (KeyError)"),
         ("folder4/a.dcm", "expected 1 channel(s) as most inputs have, found 2"),
     ]
     (note,) = found["notes"]

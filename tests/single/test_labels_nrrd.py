@@ -106,7 +106,7 @@ def test_what_another_program_writes(tmp_path, suffix, packed):
         ({"sizes": "5 4 -3"}, "as many whole sizes"),
         ({"sizes": "5 4 4"}, "expected 160 bytes of voxels, found 120"),
         ({"sizes": "5 4 2"}, "found more"),
-        ({"sizes": "99999 99999 99999"}, "can not hold"),
+        ({"sizes": "99999 99999 99999"}, "cannot hold"),
         ({"type": "block"}, "unknown type"),
         ({"encoding": "hex"}, "unknown encoding"),
         ({"encoding": "gzip"}, "damaged"),

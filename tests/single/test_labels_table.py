@@ -1,4 +1,4 @@
-"""Labels of a CSV: what is one class, and what can not be told."""
+"""Labels of a CSV: what is one class, and what cannot be told."""
 
 from __future__ import annotations
 

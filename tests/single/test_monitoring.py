@@ -90,7 +90,7 @@ def test_a_machine_that_can_not_be_watched(tmp_path, monkeypatch):
     monkeypatch.setattr(psutil, "cpu_times", lambda: 1 / 0)
     monitor = Monitor(tmp_path, World(), "n1", MonitorConfig(), lambda: 7, said.append)
     monitor.close()
-    assert said == ["monitor: this machine can not be watched (ZeroDivisionError: division by zero); the run goes on without samples"]
+    assert said == ["monitor: this machine cannot be watched (ZeroDivisionError: division by zero); the run goes on without samples"]
 
 
 def test_what_is_no_sample_is_left_out(tmp_path):

@@ -47,7 +47,7 @@ def test_what_makes_a_rank_smaller():
     assert rank_bytes(config((16, 32, 64), batch=8), 1, 2, 1).activations == 2 * base.activations
     assert rank_bytes(config(batch=8, optimizer="sgd"), 1, 2, 1).optimizer == base.optimizer / 2 == base.weights
     assert base.total == sum((base.weights, base.gradients, base.optimizer, base.copies, base.activations, base.batch, base.runtime))
-    with pytest.raises(ConfigError, match="can not be told from its configuration; measure one rank"):
+    with pytest.raises(ConfigError, match="cannot be told from its configuration; measure one rank"):
         rank_bytes(config(model={"name": "my.module:net"}), 1, 2, 1)
 
 

@@ -47,7 +47,7 @@ def test_tables_of_several_kinds(tmp_path):
     [
         ("", r"expected columns month \(2026-03\) or date, and gigabytes .*, found nothing"),
         ("week,gigabytes\n", "found week, gigabytes"),
-        ("month,gigabytes\n2026-13,4\n", "line 2: expected a month such as 2026-03, and numbers from 0 on; found '2026-13,4'"),
+        ("month,gigabytes\n2026-13,4\n", "line 2: expected a month such as 2026-03, and numbers from 0 on; found '2026-13, 4'"),
         ("month,gigabytes\n2026-01,4\n2026-02,much\n", "line 3: expected a month"),
         ("month,gigabytes\n2026-01,-4\n", "line 2: "), ("month,gigabytes\n2026-01\n", "line 2: "), ("month,gigabytes\n2026-01,nan\n", "line 2: "),
     ],

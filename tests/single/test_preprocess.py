@@ -273,7 +273,7 @@ def test_overwriting_the_input_gives_the_same(intensity):
     array[..., 1] = 0
     config = PreprocessConfig(intensity=intensity)
     kept, _ = preprocess(Volume(array.copy(), np.eye(4), "CT"), None, config)
-    for voxels in (array.copy(), np.broadcast_to(array, array.shape)):  # the second can not be written
+    for voxels in (array.copy(), np.broadcast_to(array, array.shape)):  # the second cannot be written
         assert np.array_equal(preprocess(Volume(voxels, np.eye(4), "CT"), None, config, reuse=True)[0].array, kept.array)
 
 

@@ -171,7 +171,7 @@ def test_an_ingest_of_files_called_by_words_or_people(tmp_path):
     for secret in ("DOE", "JOHN", "Doe", "Jane", "1962"):
         assert secret not in said(written) + said(result.output)
     (src / "dataset.json").write_text("{")
-    with pytest.raises(SourceError, match=r"^folder-[0-9a-f]{10}/dataset.json: can not be read|^file-[0-9a-f]{10}: can not be read"):
+    with pytest.raises(SourceError, match=r"^folder-[0-9a-f]{10}/dataset.json: cannot be read|^file-[0-9a-f]{10}: cannot be read"):
         CliRunner().invoke(command, [str(tmp_path / "in"), str(tmp_path / "e")], catch_exceptions=False)
 
 

@@ -78,11 +78,11 @@ def test_a_changed_shard_is_found_by_verify(signed):
     ("harm", "words"),
     [
         (lambda path: path.unlink(), "not signed"),
-        (lambda path: path.write_text("{}"), "can not be read"),
-        (lambda path: path.write_text('{"signature": 3}'), "can not be read"),
-        (lambda path: path.write_text('{"signature": "?"}'), "can not be read"),
+        (lambda path: path.write_text("{}"), "cannot be read"),
+        (lambda path: path.write_text('{"signature": 3}'), "cannot be read"),
+        (lambda path: path.write_text('{"signature": "?"}'), "cannot be read"),
         (lambda path: path.write_text('{"signature": ""}'), "does not fit"),
-        (lambda path: path.write_bytes(b"\xff"), "can not be read"),
+        (lambda path: path.write_bytes(b"\xff"), "cannot be read"),
     ],
 )
 def test_a_bad_signature_is_refused(signed, harm, words):

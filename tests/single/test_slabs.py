@@ -1,4 +1,4 @@
-"""Slabs of a volume's depth: simulated layers on slabs give what they give unsplit; what can not be split is refused by name."""
+"""Slabs of a volume's depth: simulated layers on slabs give what they give unsplit; what cannot be split is refused by name."""
 
 import itertools
 
@@ -99,9 +99,9 @@ def test_the_grid_of_ranks():
     assert grid.groups() == [[0, 1], [2, 3], [4, 5]]
     assert [grid.place(rank) for rank in range(4)] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert make_grid(ParallelConfig(), 3, 1) == Grid(3, 1)
-    with pytest.raises(ConfigError, match=r"parallel.spatial=2: 3 ranks can not be cut into groups of 2; start 2 or 4 ranks"):
+    with pytest.raises(ConfigError, match=r"parallel.spatial=2: 3 ranks cannot be cut into groups of 2; start 2 or 4 ranks"):
         make_grid(ParallelConfig(), 3, 2)
-    with pytest.raises(ConfigError, match=r"parallel.spatial=2: 1 rank can not .* start 2 ranks"):
+    with pytest.raises(ConfigError, match=r"parallel.spatial=2: 1 rank cannot .* start 2 ranks"):
         make_grid(ParallelConfig(), 1, 2)
     with pytest.raises(ConfigError, match=r"parallel.data=2 x parallel.spatial=2 makes 4 ranks, found 6"):
         make_grid(ParallelConfig(data=2), 6, 2)

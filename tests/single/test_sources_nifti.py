@@ -331,7 +331,7 @@ def test_damaged_or_several_descriptions(tmp_path):
     with pytest.raises(SourceError, match="2 data sets"):
         scan_nifti(tmp_path)
     (tmp_path / "one" / "dataset.json").write_text("{")
-    with pytest.raises(SourceError, match=r"dataset\.json: can not be read as JSON"):
+    with pytest.raises(SourceError, match=r"dataset\.json: cannot be read as JSON"):
         scan_nifti(tmp_path / "one")
 
 

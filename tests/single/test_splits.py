@@ -184,7 +184,7 @@ def test_a_list_of_test_patients(tmp_path):
     with pytest.raises(errors.ConfigError, match="line 2") as caught:
         read_frozen(path)
     assert "Doe" not in str(caught.value)
-    with pytest.raises(errors.ConfigError, match="can not be read"):
+    with pytest.raises(errors.ConfigError, match="cannot be read"):
         read_frozen(tmp_path / "nowhere")
 
 

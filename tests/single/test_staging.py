@@ -476,7 +476,7 @@ def test_close_stops_in_the_middle_and_leaves_no_part(dataset, folder, monkeypat
     assert names(folder) == []
 
 
-# --- a folder that can not be used
+# --- a folder that cannot be used
 
 
 @pytest.fixture

@@ -481,7 +481,7 @@ def test_without_mpirun_the_mend_is_told(monkeypatch, tmp_path):
     [
         (["-np", "2"], "expected `-- train run.yaml ...` after the options, found nothing"),
         (["-np", "2", "--", "evaluate", "run"], "found 'evaluate'"),
-        (["-np", "2", "--", "train", "nowhere.yaml"], "nowhere.yaml: can not be read"),
+        (["-np", "2", "--", "train", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["-np", "0", "--", "train", "RUN"], "-np 0: expected at least 1 rank"),
         (["-np", "2", "--min-np", "3", "--", "train", "RUN"], "--min-np 3: more than -np 2"),
         (["-np", "2", "--hosts", "a:b", "train", "RUN"], "--hosts a:b: expected names with slots"),

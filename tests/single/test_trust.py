@@ -570,8 +570,8 @@ def test_a_signature_covers_what_a_run_is_added(made, tmp_path):
     ("harm", "words"),
     [
         (lambda model: (model / "model.sig").unlink(), "is not signed"),
-        (lambda model: (model / "model.sig").write_text("{"), "can not be read as a signature"),
-        (lambda model: (model / "model.sig").write_text('{"signature": "AA==", "files": 3}'), "can not be read as a signature"),
+        (lambda model: (model / "model.sig").write_text("{"), "cannot be read as a signature"),
+        (lambda model: (model / "model.sig").write_text('{"signature": "AA==", "files": 3}'), "cannot be read as a signature"),
         (lambda model: (model / "model.sig").write_text('{"signature": "AA==", "files": {}}'), "another key"),
         (lambda model: (model / "model.onnx").write_bytes(b"x"), "damaged or changed"),
     ],

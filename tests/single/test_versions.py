@@ -275,7 +275,7 @@ def test_checkout(family):
         shutil.rmtree(family / name)
     (family / "runs" / "manifest.json").write_text(one.model_dump_json(by_alias=True))
     result = run(dataset_command, "checkout", family / "three", family / "runs", family / "d")
-    assert isinstance(result.exception, errors.DatasetError) and "can not be put together" in str(result.exception)
+    assert isinstance(result.exception, errors.DatasetError) and "cannot be put together" in str(result.exception)
     assert not (family / "d").exists()
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import SourceError
+from ...texts import TextError, read_json
 from ..dicom import Rejected, SegFile, SeriesFiles, relative
 from ..nifti import DESCRIPTION, NiftiCase, parse_classes, plain_name, stem
 from ..nrrd import segments
@@ -24,7 +24,7 @@ def is_mask(volume: NiftiCase) -> bool:
 def masks_beside(
     volumes: Sequence[NiftiCase], series: Sequence[SeriesFiles], root: Path
 ) -> tuple[list[SegFile], list[Rejected]]:
-    """The volumes as annotations of the series that they are named after, and those that can not be given to one.
+    """The volumes as annotations of the series that they are named after, and those that cannot be given to one.
 
     A volume is named after a series by its SeriesInstanceUID, or by its PatientID or the name of a folder around it if no other
     series has the same. Values mean what ``labels`` of dataset.json, in the volumes' folder or the root, says; segments of 3D Slicer
@@ -76,10 +76,10 @@ def _classes(folder: Path, root: Path) -> tuple[str, ...]:
         if place.is_file():
             where = DESCRIPTION  # the folder's place could name a patient
             try:
-                description = json.loads(place.read_text(encoding="utf-8"))
+                description = read_json(place)
                 labels = description.get("labels") if isinstance(description, dict) else None
             except (OSError, ValueError) as error:
-                raise SourceError(f"{where}: can not be read as JSON ({type(error).__name__})") from error
+                raise SourceError(f"{where}: cannot be read as JSON ({error if isinstance(error, TextError) else type(error).__name__})") from error
             classes = parse_classes(labels, where)
             if len(classes) > 1:
                 return classes

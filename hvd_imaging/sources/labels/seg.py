@@ -124,7 +124,7 @@ def _frames(seg: pydicom.Dataset, count: int) -> Iterator[np.ndarray]:
     """The frames' stored values, one after another: all at once they can be larger than the image.
 
     Raises:
-        SourceError: a compressed frame that can not be decoded.
+        SourceError: a compressed frame that cannot be decoded.
     """
     syntax = str(seg.file_meta.TransferSyntaxUID)
     if syntax in SYNTAXES:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import SourceError
+from ...texts import TextError, read_csv
 from ..nifti import plain_name
 
 _CODES = {"patientid": "patient", "seriesinstanceuid": "series"}
@@ -42,18 +41,17 @@ def read_labels_csv(path: Path) -> LabelTable:
     """Read a table with the columns ``PatientID`` or ``SeriesInstanceUID``, and ``label`` (names or whole numbers).
 
     Raises:
-        SourceError: missing file or column, an empty cell, two labels for one case, or labels of which it can not be told whether
+        SourceError: missing file or column, an empty cell, two labels for one case, or labels of which it cannot be told whether
             they are one class (see `unify`). Rows are named by number, never by the identifier in them.
     """
     name = path.name
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{name}: can not be read as UTF-8 text ({type(error).__name__})") from error
-    lines = text.splitlines()
-    first = lines[0] if lines else ""
-    delimiter = max(",;\t", key=first.count)
-    header = [cell.strip().strip('"').lower() for cell in first.split(delimiter)]
+        table = read_csv(path)
+    except OSError as error:
+        raise SourceError(f"{name}: cannot be read ({type(error).__name__})") from error
+    except TextError as error:
+        raise SourceError(f"{name}: {f'row {error.line}: ' if error.line else ''}{error}") from None
+    header = table.header
     columns = [column for column in ("seriesinstanceuid", "patientid") if column in header]
     if not columns or "label" not in header:
         raise SourceError(
@@ -63,13 +61,8 @@ def read_labels_csv(path: Path) -> LabelTable:
     entries: list[tuple[int, str, str]] = []
     labels: dict[str, str] = {}
     rows: dict[str, int] = {}
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter)
-    next(reader)
-    for cells in reader:
-        number = reader.line_num
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) <= max(key, value) or not cells[key].strip() or not cells[value].strip():
+    for number, cells in table.rows:
+        if len(cells) <= max(key, value) or not cells[key] or not cells[value]:
             raise SourceError(f"{name}: row {number}: expected an identifier and a label, found an empty or missing cell")
         identifier, label = plain_name(cells[key]), " ".join(plain_name(cells[value]).split())
         if label.lower() in MISSING:
@@ -101,7 +94,7 @@ def unify(labels: Collection[str]) -> dict[str, str]:
     """The class of each label as it is written: numbers as whole ones ("1", "1.0", "01" are "1"), true and false in small letters. Pure.
 
     Raises:
-        SourceError: numbers that are not whole; numbers or names of which it can not be told whether they are one class.
+        SourceError: numbers that are not whole; numbers or names of which it cannot be told whether they are one class.
     """
     numbers = {label: _NUMBER.fullmatch(label) for label in labels}
     if all(numbers.values()):
@@ -122,7 +115,7 @@ def unify(labels: Collection[str]) -> dict[str, str]:
         same = f"{float(label.replace(',', '.')):g}" if match else label.casefold()
         if same in alike:
             raise SourceError(
-                f"labels '{alike[same]}' and '{label}': it can not be told whether they are one class; write one class in one way"
+                f"labels '{alike[same]}' and '{label}': it cannot be told whether they are one class; write one class in one way"
             )
         alike[same] = label
     return {label: label for label in labels}
