@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import reprlib
 import typing
 from collections.abc import Iterable
 from pathlib import Path
@@ -478,8 +479,13 @@ def section_of(annotation: Any) -> type[Section] | None:
     return None
 
 
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = 200
+_repr.maxlist = _repr.maxtuple = 10
+
+
 def _explain(model: type[Section], error: Any) -> str:
-    place = ".".join(str(part) for part in error["loc"])
+    place = ".".join(str(part)[:100] for part in error["loc"])
     # A union's error place ends with the name of the tried alternative: only names of fields matter to the user.
     known = keys(model)
     if error["type"] == "extra_forbidden":
@@ -499,5 +505,5 @@ def _explain(model: type[Section], error: Any) -> str:
         return f"{place}: missing; this key is required"
     message = error["msg"].removeprefix("Value error, ")
     found = error.get("input")
-    shown = f", found {found!r}" if isinstance(found, str | int | float | list | tuple | None) else ""
+    shown = f", found {_repr.repr(found)}" if isinstance(found, str | int | float | list | tuple | None) else ""
     return f"{place}: {message}{shown}" if place else message

@@ -21,6 +21,21 @@ class HvdImagingError(Exception):
     exit_code = 1
     alike = False
 
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+_LONGEST = 2000
+
+
+def printable(text: str) -> str:
+    """``text`` for a terminal or a log: what those would obey is escaped, and of a long one the middle is left out. Pure.
+
+    A message quotes what was found, and a file can hold escape sequences, or megabytes.
+    """
+    text = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+
 
 class ConfigError(HvdImagingError):
     """A configuration key or a command-line value is unknown, of the wrong type, or contradicts another."""

@@ -165,7 +165,7 @@ def read_metadata(path: Path) -> tuple[ModelSpec, str]:
     try:
         values = parse_json(readers[path.suffix](path))
         schema = values["schema"]
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of many classes, for a damaged ZIP
         raise RunError(
             f"{path}: holds no contract of hvd_imaging, or is damaged; expected a model of `hvd-imaging export`; export the run again"
         ) from error
@@ -186,9 +186,16 @@ def _check_schema(path: Path, found: Any) -> None:
         )
 
 
+_LARGEST = 16 << 20
+"""Bytes of a contract."""
+
+
 def _from_zip(path: Path) -> str:
-    with zipfile.ZipFile(path) as archive:
-        return archive.read(MEMBER).decode()
+    with zipfile.ZipFile(path) as archive, archive.open(MEMBER) as file:
+        data = file.read(_LARGEST + 1)
+    if len(data) > _LARGEST:
+        raise ValueError(f"{MEMBER} is larger than {_LARGEST >> 20} MiB")
+    return data.decode()
 
 
 def _from_onnx(path: Path) -> str:
@@ -224,7 +231,7 @@ def _fields(data: bytes) -> list[tuple[int, int | bytes]]:
             value = _varint(stream)
         elif kind in (1, 2, 5):
             size = {1: 8, 5: 4}.get(kind) or (_varint(stream) if kind == 2 else 0)
-            value = stream.read(size)
+            value = stream.read(min(size, len(data)))
             if len(value) != size:
                 raise ValueError("ends too early")
         else:

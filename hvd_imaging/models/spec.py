@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pydantic
 
@@ -13,6 +13,8 @@ from ..files import write_json
 from ..texts import read_json
 
 NAME = "model.json"
+
+_Side = Annotated[int, pydantic.Field(ge=1, le=1 << 16)]
 
 
 class ModelSpec(pydantic.BaseModel):
@@ -34,8 +36,8 @@ class ModelSpec(pydantic.BaseModel):
 
     task: Literal["segmentation", "classification"]
     classes: tuple[str, ...]
-    patch: tuple[int, int, int]
-    channels: int
+    patch: tuple[_Side, _Side, _Side]
+    channels: _Side
     preprocess: PreprocessConfig
     model: ModelConfig
     dataset_hash: str

@@ -41,6 +41,9 @@ Report = Callable[[int, int], None]
 ACCEPTED = "a folder, a ZIP, a TAR (also .gz, .bz2, .xz), a DICOMDIR file, or the address of a DICOMweb server (https://...)"
 
 MOST_MEMBERS = 5_000_000
+FEW_MEMBERS = 20_000
+LEAST_MEMBER = 512
+"""Bytes that members have on average, of more than `FEW_MEMBERS`: no image is smaller, and an empty file takes as long to make as an image."""
 MOST_RATIO = 200
 """Unpacked to packed size. Of CT and MR it is below 10; of a bomb above 1000."""
 FREELY = 1 << 30
@@ -250,7 +253,8 @@ def _unzip(path: Path, store: _Store, report: Report) -> None:
         if any(member.flag_bits & 1 for member in members):
             raise SourceError(f"{path}: holds encrypted members; unpack it with its password into a folder and give that")
         total, packed = sum(member.file_size for member in members), path.stat().st_size
-        _check_size(path, len(members), total, packed)
+        _check_members(path, len(members), total)
+        _check_size(path, total, packed)
         _check_space(path, store, total - _size_below(store.folder))
         done = 0
         for member in members:
@@ -283,14 +287,15 @@ def _pieces(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes
 
 
 def _untar(path: Path, store: _Store, report: Report) -> None:
-    packed, members = path.stat().st_size, 0
+    packed, members, total = path.stat().st_size, 0, 0
     with open(path, "rb") as raw, contextlib.closing(_Limited(path, raw)) as source:
         try:
             with tarfile.open(fileobj=cast(IO[bytes], source), mode="r|", bufsize=_Limited.BLOCK) as archive:
                 source.allow(_HEADER)
                 for member in archive:
                     members += 1
-                    _check_size(path, members)
+                    total += member.size
+                    _check_members(path, members, total)
                     report(raw.tell(), packed)
                     # A member that is not read is passed over by the next step.
                     source.allow(_HEADER + member.size)
@@ -359,7 +364,7 @@ class _Limited:
         self._tail = [*self._tail[-1:], data]
         if self.count > self._most + 4 * self.BLOCK:
             raise SourceError(f"{self._path}: a header of a member is larger than {_HEADER >> 20} MiB: this is no archive of images")
-        _check_size(self._path, 1, self.count, self._raw.tell())
+        _check_size(self._path, self.count, self._raw.tell())
         return data
 
     def at(self, offset: int) -> bytes:
@@ -473,9 +478,17 @@ def _read(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _check_size(path: Path, members: int, unpacked: int = 0, packed: int = 0) -> None:
+def _check_members(path: Path, members: int, unpacked: int) -> None:
     if members > MOST_MEMBERS:
         raise SourceError(f"{path}: more than {MOST_MEMBERS} members; unpack it yourself into a folder if that is right")
+    if members > FEW_MEMBERS and unpacked < LEAST_MEMBER * members:
+        raise SourceError(
+            f"{path}: {members} members of {unpacked // members} bytes on average: this is no archive of images; unpack it yourself into a folder "
+            "if that is right"
+        )
+
+
+def _check_size(path: Path, unpacked: int, packed: int) -> None:
     if unpacked > FREELY and unpacked > MOST_RATIO * packed:
         raise SourceError(
             f"{path}: would unpack to more than {MOST_RATIO} times its packed size: medical images do not compress "

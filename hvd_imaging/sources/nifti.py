@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import logging
 import math
 import os
 import re
@@ -31,6 +32,9 @@ from .dicom import Rejected, relative, walk
 
 SUFFIXES = (".nii.gz", ".nii", *nrrd.SUFFIXES)
 DESCRIPTION = "dataset.json"
+# nibabel's remarks on headers would stand between ours, and can quote what a header holds.
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
+
 UNITS = {1: 1000.0, 2: 1.0, 3: 0.001}
 """mm of NIfTI's codes of length: meter, mm, micron (nifti1.h, xyzt_units)."""
 LARGEST_VOXEL_MM = 100.0

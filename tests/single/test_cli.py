@@ -195,3 +195,15 @@ def test_progress_yields_all_items_and_stays_off_stdout(capsys):
         assert list(progress(range(5), "reading", world)) == [0, 1, 2, 3, 4]
         assert list(progress(iter("ab"), "reading", world)) == ["a", "b"]
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("value", ["\x1b[31mred", "a\x07b", "\u202eevil", "\x00", "\x9b2J"])
+def test_what_a_terminal_obeys_is_escaped_in_messages(value):
+    error = ConfigError(f"run.yaml: name: found '{value}'\nnext")
+    assert not any((ord(c) < 32 and c not in "\n\t") or 0x7F <= ord(c) < 0xA0 or c == "\u202e" for c in str(error))
+    assert "\\" in str(error) and str(error).endswith("'\nnext")
+
+
+def test_long_messages_are_cut_in_the_middle():
+    text = str(ConfigError("begin" + "x" * 100_000 + "end"))
+    assert len(text) < 2100 and text.startswith("begin") and text.endswith("end")
