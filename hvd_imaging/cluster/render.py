@@ -180,7 +180,7 @@ def scripts(
     """The jobs of a chain.
 
     Raises:
-        ConfigError: see `command` and `templates.render`; an array in a chain of several steps.
+        ConfigError: see `command` and `templates.render`; an array in a chain of several steps; a value with a line break in it.
     """
     if wish.array and len(steps) > 1:
         raise ConfigError("--array: takes one step; what comes after an array is submitted when its results were looked at")
@@ -192,12 +192,34 @@ def scripts(
             "command": command(step, wish, request), "folder": str(wish.folder), "path": wish.path, "array": wish.array,
             "run_dir": str(wish.run_dir),
         }  # fmt: skip
+        refuse_control(values | dict(wish.variables))
         clash = sorted(values.keys() & wish.variables.keys())
         if clash:
             raise ConfigError(f"--var {clash[0]}: this name is taken; taken are {', '.join(sorted(values))}")
         found.append(Script(step, before, render(wish.template or step, values | dict(wish.variables), folders), request))
         before = step
     return found
+
+
+def refuse_control(value: Any, name: str = "") -> None:
+    """Whatever reaches a script stays in its line, in a comment, an option or a command alike. Pure.
+
+    Raises:
+        ConfigError: a text in ``value``, at any depth, holds a line break or another control character.
+    """
+    if isinstance(value, str | Path):
+        if not str(value).isprintable():
+            raise ConfigError(f"{name}: expected printable characters in one line, which go into a batch script, found {str(value)!r}")
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            refuse_control(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, Request):
+        refuse_control(value.model_dump(), name)
+    elif isinstance(value, Array):
+        refuse_control((value.file, value.rows), name)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            refuse_control(inner, name)
 
 
 def chain_script(jobs: Sequence[Script], files: Mapping[str, Path], folders: Iterable[Path] = ()) -> str:

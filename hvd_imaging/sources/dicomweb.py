@@ -11,6 +11,7 @@ import contextlib
 import ipaddress
 import logging
 import re
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,15 @@ WAIT_S = 0.5
 TIMEOUT_S = (10.0, 120.0)
 """For a connection, and for the next bytes of an answer."""
 PAGE = 500
+MOST_PAGES = 10_000
+"""Of one search; a server that has always more has no end."""
+LARGEST_ANSWER = 4 << 30
+"""Bytes of an instance."""
+LARGEST_PAGE = 32 << 20
+"""Bytes of a page of a search, of which an item has some KB."""
+PATIENCE_S = 120.0
+LEAST_RATE = 10_000.0
+"""Bytes/s that come on average after `PATIENCE_S`: a server that sends a byte a minute is never late for the next one."""
 GIVE_UP = 3
 """So many instances in a row that the server cannot give are its own trouble, not theirs."""
 
@@ -205,13 +215,14 @@ class Server:
         """All pages: until one brings nothing new, as servers have limits of their own, and some know no offset."""
         found: set[tuple[str, ...]] = set()
         offset = 0
-        while True:
+        for _ in range(MOST_PAGES):
             page = self._try(lambda offset=offset: ask(limit=PAGE, offset=offset))  # type: ignore[misc]
             names = {tuple(_value(item, tag) for tag in tags) for item in page}
             if names <= found:
                 return sorted(found)
             found |= names
             offset += len(page)
+        raise SourceError(f"{self.address.base}: the search has no end: {len(found)} found on {MOST_PAGES} pages, and more; ask for less (--query)")
 
     def fetch(self, study: str, series: str, instance: str, path: Path) -> None:
         """One instance into a file, in the transfer syntax in which the server keeps it.
@@ -289,6 +300,10 @@ class Server:
                 last = f"it answers {status}"
             except (requests.exceptions.ConnectionError, requests.exceptions.Timeout, requests.exceptions.ChunkedEncodingError) as error:
                 last = f"no whole answer ({type(error).__name__})"
+            except (requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL, requests.exceptions.TooManyRedirects) as error:
+                raise SourceError(f"{base}: leads to an address that is not followed ({type(error).__name__}); ask for the right one") from None
+            except requests.exceptions.RequestException as error:  # an OSError that is none of this machine
+                raise Refused(f"no answer that can be used ({type(error).__name__})") from None
             except (OSError, MemoryError):
                 raise
             except Exception as error:  # the text may hold identifiers
@@ -450,9 +465,12 @@ def _filters(query: Query) -> dict[str, str]:
     return dict(query)
 
 
-def _value(item: dict[str, Any], tag: str) -> str:
-    values = item.get(tag, {}).get("Value") or [""]
-    return str(values[0])
+def _value(item: Any, tag: str) -> str:
+    """The text of an element of DICOM JSON (PS3.18 F.2); "" for whatever else a server may send."""
+    element = item.get(tag) if isinstance(item, dict) else None
+    values = element.get("Value") if isinstance(element, dict) else None
+    first = values[0] if isinstance(values, list) and values else ""
+    return first if isinstance(first, str) else ""
 
 
 def _is_uid(text: str) -> bool:
@@ -508,13 +526,97 @@ def _session(address: Address, access: Access) -> Any:
             if (old.scheme, old.hostname, old.port) != (new.scheme, new.hostname, new.port):
                 prepared_request.headers.pop("Authorization", None)
 
+    class Bounded(requests.adapters.HTTPAdapter):
+        """Answers are read whole here, also those of redirects, and no more of them than an answer can have."""
+
+        def send(self, request: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+            kwargs["stream"] = True
+            most = LARGEST_PAGE if "json" in str(request.headers.get("Accept", "")) else LARGEST_ANSWER
+            received = _Received(most)
+            request.body = received.counted(request.body)
+            found = _in_time(lambda: received.of(super(Bounded, self).send(request, **kwargs)), received, address.base)
+            found._content, found._content_consumed = bytes(received.data), True
+            return found
+
     session = Session()
+    session.mount("https://", Bounded())
+    session.mount("http://", Bounded())
     session.auth = Only()
     if address.loopback:
         session.trust_env = False  # no proxy
     if access.ca_file:
         session.verify = access.ca_file
     return session
+
+
+class _Received:
+    """The body of an answer, as it comes, and how much of the question has gone."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.data, self.sent = most, bytearray(), 0
+
+    def counted(self, body: Any) -> Any:
+        """What is sent, which takes its time too."""
+        if not hasattr(body, "__next__"):
+            self.sent = len(body or b"")
+            return body
+
+        def pieces() -> Iterator[bytes]:
+            for piece in body:
+                self.sent += len(piece)
+                yield piece
+
+        return pieces()
+
+    def of(self, response: Any) -> Any:
+        import requests
+        import urllib3
+
+        with response.raw as raw:
+            try:
+                if int(response.headers.get("Content-Length") or 0) > self.most:
+                    self._refuse()
+                while piece := raw.read(1 << 16, decode_content=True):
+                    self.data += piece
+                    if len(self.data) > self.most:
+                        self._refuse()
+            except (urllib3.exceptions.HTTPError, ValueError) as error:
+                raise requests.exceptions.ChunkedEncodingError(type(error).__name__) from None
+        return response
+
+    def _refuse(self) -> None:
+        raise Refused(f"the answer is larger than {self.most >> 20} MiB")
+
+
+def _in_time(act: Callable[[], T], received: _Received, base: str) -> T:
+    """``act`` in a thread, which is left behind if hardly anything comes: neither a head nor a name's address has a time limit of its own.
+
+    Raises:
+        SourceError: too slow.
+    """
+    outcome: list[Any] = []
+
+    def work() -> None:
+        try:
+            outcome.append((act(), None))
+        except BaseException as error:
+            outcome.append((None, error))
+
+    thread = threading.Thread(target=work, daemon=True, name="dicomweb")
+    begin = time.monotonic()
+    thread.start()
+    while not outcome:
+        thread.join(min(1.0, PATIENCE_S / 4))
+        if not outcome and time.monotonic() - begin > PATIENCE_S + (len(received.data) + received.sent) / LEAST_RATE:
+            received.most = 0  # what still comes ends the thread
+            raise SourceError(
+                f"{base}: sends or takes less than {LEAST_RATE / 1000:g} kB/s; what was fetched or stored stays: start the same command again when the "
+                "server is well, to go on"
+            )
+    found, error = outcome[0]
+    if error is not None:
+        raise error
+    return found  # type: ignore[no-any-return]
 
 
 def _check_end(response: Any) -> None:

@@ -196,3 +196,33 @@ if __name__ == "__main__":
     for name, text in cases().items():
         (GOLDEN / f"{name}.sh").write_text(text)
     sys.exit(0)
+
+
+LINE = "x\n#SBATCH --wrap=evil\ntouch owned"
+PLACES = {
+    "run_dir": {"run_dir": Path(LINE)}, "folder": {"folder": Path("/" + LINE)}, "path": {"path": LINE}, "config": {"config": Path(LINE)},
+    "dataset": {"dataset": LINE}, "source": {"source": LINE}, "recipe": {"recipe": Path(LINE)}, "set": {"assignments": {"train": [LINE]}},
+    "ingest-set": {"assignments": {"ingest": [LINE]}}, "array file": {"array": Array(LINE, (("a",),))}, "array row": {"array": Array("a", (("b", LINE),))},
+    "variable": {"variables": {"mine": LINE}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("control", ["\n", "\r", "\x0b", "\x1b", "\x85", "\u2028"])
+@pytest.mark.parametrize("place", PLACES)
+def test_no_value_brings_a_line_of_its_own(place, control):
+    from dataclasses import replace
+
+    def changed(value):
+        if isinstance(value, str | Path):
+            return type(value)(str(value).replace("\n", control))
+        if isinstance(value, Array):
+            return Array(changed(value.file), changed(value.rows))
+        if isinstance(value, dict):
+            return {key: changed(inner) for key, inner in value.items()}
+        return type(value)(changed(inner) for inner in value)
+
+    wish = replace(WISH, **{key: changed(value) for key, value in PLACES[place].items()})
+    steps = ["train"] if wish.array else ["ingest", "train", "evaluate", "compress"]
+    with pytest.raises(ConfigError, match="expected printable characters in one line, which go into a batch script") as caught:
+        scripts(steps, wish, dict.fromkeys(steps, GPU))
+    assert control not in str(caught.value)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import ssl
 import subprocess
 import threading
+import time
+import zlib
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -314,3 +317,110 @@ def test_certificates_are_checked(fake, files, tmp_path, monkeypatch):
     fake.habits = [lambda request: answer(request, 307, {}, Location=f"http://localhost:1{request.path}")]
     with pytest.raises(SourceError, match="from https to plain http"):
         trusted.series(())
+
+
+# Servers that mean harm, or are broken for good
+
+
+def endless(kind: str):
+    """A body without an end: of bytes, of chunks, of packed zeros; ends when the client goes."""
+
+    def act(request: BaseHTTPRequestHandler) -> bool:
+        request.send_response(200)
+        request.send_header("Content-Type", "application/dicom+json" if "/instances/" not in request.path else "multipart/related; boundary=mark")
+        if kind == "chunks":
+            request.send_header("Transfer-Encoding", "chunked")
+        if kind == "packed":
+            request.send_header("Content-Encoding", "gzip")
+        if kind == "claimed":
+            request.send_header("Content-Length", str(1 << 50))
+        request.end_headers()
+        request.close_connection = True
+        packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+        piece = b"[" + b" " * (1 << 16)
+        with contextlib.suppress(OSError):
+            for _ in range(1 << 20):
+                data = packer.compress(bytes(1 << 20)) if kind == "packed" else piece
+                request.wfile.write(b"%x\r\n%b\r\n" % (len(data), data) if kind == "chunks" else data)
+        return True
+
+    return act
+
+
+@pytest.mark.parametrize("kind", ["bytes", "chunks", "packed", "claimed"])
+@pytest.mark.parametrize("what", ["search", "instance"])
+def test_an_endless_body_is_cut_off(fake, tmp_path, monkeypatch, kind, what):
+    monkeypatch.setattr(dicomweb, "LARGEST_PAGE", 4 << 20)
+    monkeypatch.setattr(dicomweb, "LARGEST_ANSWER", 8 << 20)
+    act = endless(kind)
+    fake.habits = [act if what == "search" else of_instances(act)]
+    with pytest.raises(SourceError, match=f"larger than {4 if what == 'search' else 8} MiB"):
+        fetch(fake, tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("where", ["head", "body", "redirect"])
+def test_a_trickle_is_left(fake, tmp_path, monkeypatch, where):
+    monkeypatch.setattr(dicomweb, "PATIENCE_S", 1.0)
+
+    def act(request: BaseHTTPRequestHandler) -> bool:
+        request.close_connection = True
+        with contextlib.suppress(OSError):
+            if where == "head":
+                request.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+            else:
+                request.send_response(302 if where == "redirect" else 200)
+                request.send_header("Location", fake.url + "/series")
+                request.end_headers()
+            for _ in range(200):
+                request.wfile.write(b" ")
+                request.wfile.flush()
+                time.sleep(0.1)
+        return True
+
+    fake.habits = [act]
+    begin = time.monotonic()
+    with pytest.raises(SourceError, match="less than 10 kB/s"):
+        fetch(fake, tmp_path)
+    assert time.monotonic() - begin < 15  # of 20 s that the trickle lasts
+
+
+def test_a_search_without_an_end_is_left(fake, tmp_path, monkeypatch):
+    monkeypatch.setattr(dicomweb, "MOST_PAGES", 7)
+    count = iter(range(10**6))
+    fake.habits = [lambda request: answer(request, 200, [{"0020000D": {"Value": [f"1.2.{next(count)}"]}, "0020000E": {"Value": ["1.2"]}}])]
+    with pytest.raises(SourceError, match="the search has no end: 7 found on 7 pages"):
+        fetch(fake, tmp_path)
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://localhost/x", "gopher://x", "http://[broken", "http://localhost:99999/x", "//"])
+def test_a_redirect_to_another_kind_of_address_is_told_as_one(fake, tmp_path, target):
+    fake.habits = [lambda request: answer(request, 302, {}, Location=target)]
+    with pytest.raises(SourceError, match="leads to an address that is not followed|no answer that can be used|no whole answer|cannot be encoded") as caught:
+        fetch(fake, tmp_path)
+    assert "passwd" not in str(caught.value) and "space" not in str(caught.value)
+
+
+def test_redirects_in_a_circle_end(fake, tmp_path):
+    fake.habits = [lambda request: answer(request, 302, {}, Location=request.path)]
+    with pytest.raises(SourceError, match="leads to an address that is not followed"):
+        fetch(fake, tmp_path)
+
+
+def test_deep_and_odd_json_is_refused(fake, tmp_path):
+    for body in (b"[" * 200_000, b'[{"0020000D": {"Value": [' + b"9" * 5000 + b"]}}]", b'{"a": 1}', b"[[]]", b"[null]", b'[{"0020000D": []}]', b'[{"0020000D": {"Value": {}}}]', b"\xff"):
+
+        def act(request: BaseHTTPRequestHandler, body: bytes = body) -> bool:
+            request.send_response(200)
+            request.send_header("Content-Type", "application/dicom+json")
+            request.send_header("Content-Length", str(len(body)))
+            request.end_headers()
+            request.wfile.write(body)
+            return True
+
+        fake.habits = [act]
+        try:
+            found = fetch(fake, tmp_path)
+        except SourceError:
+            continue
+        assert found.fetched == 0 and len(found.refused) == 1
