@@ -200,6 +200,16 @@ class AugmentConfig(Section):
     probability: Fraction = Field(0.5, description="chance of the spatial change (rotation and zoom) per sample")
 
 
+def refuse_password(url: str | None) -> str | None:
+    """A configuration is copied into runs, reports, batch scripts and other servers: no place for a password."""
+    if url is not None and re.search(r"://[^/]*:[^/]*@|://:.*@", url):
+        raise ValueError(
+            "holds a password, which would stand in run.yaml, reports and batch scripts: put it into a file of mode 600 (password_file), or into "
+            "the environment (docs/security.md)"
+        )
+    return url
+
+
 class CacheConfig(Section):
     """A nearer place for what is read again and again."""
 
@@ -209,9 +219,11 @@ class CacheConfig(Section):
     folder: str | None = Field(None, description="node, disk: of the copies; null: /dev/shm, or $SLURM_TMPDIR, $TMPDIR, /tmp")
     gb: PositiveFloat = Field(16.0, description="node, disk: most that all datasets together take of the folder (GB)")
     url: str = Field("redis://localhost:6379/0", description="redis: rediss:// for TLS")
-    password_file: str | None = Field(None, description="redis: file with the password in one line")
+    password_file: str | None = Field(None, description="redis: file with the password in one line; null: $HVD_IMAGING_REDIS_PASSWORD, if there is one")
     ca_file: str | None = Field(None, description="redis: PEM certificates that the server's is checked against")
     ttl_hours: PositiveFloat = Field(24.0, description="redis: the server drops a chunk after so long")
+
+    _open = pydantic.field_validator("url")(refuse_password)
 
 
 class DataConfig(Section):
@@ -351,6 +363,8 @@ class MonitorConfig(Section):
     idle_watts: PositiveFloat | None = Field(None, description="power of an idle host, where it has no counters; null: 40")
     busy_watts: PositiveFloat | None = Field(None, description="with all cores at work; null: 8 more for each core")
     mlflow: str | None = Field(None, description="tracking URI of MLflow; null: not used (extra `mlflow`)")
+
+    _open = pydantic.field_validator("mlflow")(refuse_password)
 
     @pydantic.field_validator("prometheus")
     @classmethod

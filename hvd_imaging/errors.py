@@ -7,7 +7,8 @@ Messages never carry patient data: identifiers appear as pseudonyms, files by th
 
 from __future__ import annotations
 
-from typing import TypeVar
+import re
+from typing import Any, TypeVar
 
 
 class HvdImagingError(Exception):
@@ -26,6 +27,16 @@ class HvdImagingError(Exception):
 
 
 _LONGEST = 2000
+_LOGIN = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s'\"]*@")
+
+
+def masked(value: Any) -> Any:
+    """A text, or what a configuration holds, without names and passwords in addresses (``redis://:word@host``). Pure."""
+    if isinstance(value, str):
+        return _LOGIN.sub(r"\1***@", value)
+    if isinstance(value, dict):
+        return {key: masked(inner) for key, inner in value.items()}
+    return [masked(inner) for inner in value] if isinstance(value, list) else value
 
 
 def printable(text: str) -> str:
@@ -33,6 +44,7 @@ def printable(text: str) -> str:
 
     A message quotes what was found, and a file can hold escape sequences, or megabytes.
     """
+    text = masked(text)
     text = "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 

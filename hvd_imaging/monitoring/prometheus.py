@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import http.server
 import re
-import socketserver
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import bounded_http
 from ..errors import ConfigError
 from ..files import write_text
 
@@ -87,10 +86,9 @@ class Exporter:
         # Several runs may share a host.
         name = re.sub(r"[^\w.-]", "_", f"hvd_imaging-{run}-{rank:05d}.prom")
         self._file = target.folder / name if target.folder is not None else None
-        self._server: http.server.ThreadingHTTPServer | None = None
+        self._server: bounded_http.Server | None = None
         if self._file is None:
-            self._server = _Server((target.address, target.port + local_rank), _handler(lambda: self._text))
-            self._server.daemon_threads = True
+            self._server = bounded_http.Server((target.address, target.port + local_rank), _handler(lambda: self._text))
             threading.Thread(target=self._server.serve_forever, name="prometheus", daemon=True).start()
 
     def publish(self, sample: Mapping[str, Any]) -> None:
@@ -108,26 +106,12 @@ class Exporter:
             self._file.unlink(missing_ok=True)
 
 
-class _Server(http.server.ThreadingHTTPServer):
-    def server_bind(self) -> None:
-        """Without asking the name service for the host's own name: where that is slow, training would begin late."""
-        socketserver.TCPServer.server_bind(self)
-
-
-def _handler(text: Callable[[], str]) -> type[http.server.BaseHTTPRequestHandler]:
-    class Handler(http.server.BaseHTTPRequestHandler):
+def _handler(text: Callable[[], str]) -> type[bounded_http.Handler]:
+    class Handler(bounded_http.Handler):
         def do_GET(self) -> None:
             if self.path not in ("/", "/metrics"):
                 self.send_error(404)
                 return
-            body = text().encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            """Nothing: a scrape is no news."""
+            self.reply(200, "text/plain; version=0.0.4; charset=utf-8", text().encode())
 
     return Handler

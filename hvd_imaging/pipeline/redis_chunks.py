@@ -52,6 +52,10 @@ class Address:
             return self.host == "localhost"
 
 
+PASSWORD = "HVD_IMAGING_REDIS_PASSWORD"
+"""Variable of the environment; a file is better: it reaches all nodes, and no list of processes shows it."""
+
+
 def masked(url: str) -> str:
     """``url``, however malformed, without anything that may be a password."""
     head, at, tail = url.rpartition("@")
@@ -255,7 +259,7 @@ def connect(
     """The cache at ``url``, see `parse`. Opens no connection: a server that is down now may be up later.
 
     Args:
-        password_file: holds the password in one line; None: the password is in the URL, or there is none.
+        password_file: holds the password in one line; None: the password is in the URL, in the environment (`PASSWORD`), or there is none.
         ca_file: PEM certificates that the server's is checked against besides the system's; for rediss:// only.
 
     The other arguments are those of `RedisChunks`.
@@ -282,10 +286,10 @@ def connect(
             raise ConfigError(f"{address}: a CA file is for TLS; expected rediss://, or no CA file")
         _read(ca_file, "the CA file of Redis")
         tls["ssl_ca_certs"] = str(ca_file)
-    password = address.password
+    password = address.password or os.environ.get(PASSWORD) or None
     if password_file is not None:
         if password is not None:
-            raise ConfigError(f"{address}: a password in the address and a password file; remove the one or the other")
+            raise ConfigError(f"{address}: a password in the address or in ${PASSWORD}, and a password file; remove the one or the other")
         password = _read(password_file, "the password file of Redis").rstrip("\r\n")
         if not password or "\n" in password:
             raise ConfigError(f"{password_file}: expected the password of Redis in one line, found none or several")

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..cluster.slurm import Job
 from ..cluster.status import Status, look, recent_events, summarize
-from ..errors import RunError
+from ..errors import RunError, masked
 from ..monitoring.record import read
 from ..texts import read_json, read_yaml
 from ..training.events import last_records, read_events
@@ -67,7 +67,7 @@ def gather(run_dir: Path, card: Path | None = None, jobs: Mapping[str, Job] | No
             missing.append(f"{name}: damaged")
         else:
             if isinstance(value, dict):
-                return value
+                return masked(value)  # type: ignore[no-any-return]
             missing.append(f"{name}: damaged")
         return {}
 

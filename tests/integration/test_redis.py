@@ -80,13 +80,15 @@ def test_values_expire(serve, cache):
     assert 0 < chunks._client.ttl("a") <= 100
 
 
-@pytest.mark.parametrize("way", ["file", "url"])
-def test_a_password(serve, cache, told, tmp_path, way):
+@pytest.mark.parametrize("way", ["file", "url", "environment"])
+def test_a_password(serve, cache, told, tmp_path, way, monkeypatch):
     server, file = serve("--requirepass", PASSWORD), tmp_path / "password"
     file.write_text(PASSWORD + "\n")
     file.chmod(0o600)
     host = f"127.0.0.1:{server.port}"
-    chunks = cache(f"redis://{host}", password_file=file) if way == "file" else cache(f"redis://:{PASSWORD}@{host}")
+    if way == "environment":
+        monkeypatch.setenv("HVD_IMAGING_REDIS_PASSWORD", PASSWORD)
+    chunks = cache(f"redis://:{PASSWORD}@{host}" if way == "url" else f"redis://{host}", password_file=file if way == "file" else None)
     chunks.put({"a": b"1"})
     assert chunks.get(["a"]) == [b"1"] and told == []
 

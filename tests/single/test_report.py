@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import threading
+import urllib.parse
 import urllib.request
 from xml.etree import ElementTree
 
@@ -165,13 +166,16 @@ def test_a_live_page_on_loopback(runs):
     for expected in (b"<p>first", b"<p>second"):
         with urllib.request.urlopen(addresses[0], timeout=10) as answer:
             assert answer.read() == expected and answer.headers["Cache-Control"] == "no-store"
-    # A site that has its own name point here gets nothing.
-    connection = http.client.HTTPConnection("localhost", int(addresses[0].rsplit(":", 1)[1].strip("/")), timeout=10)
-    connection.request("GET", "/", headers={"Host": "other.example"})
-    assert connection.getresponse().status == 403
-    connection.close()
+    where = urllib.parse.urlsplit(addresses[0])
+    # A site that has its own name point here gets nothing, nor does another user of the host, who does not know the token.
+    for path, host, status in ((where.path, "other.example", 403), (where.path, "[", 403), ("/", "localhost", 404), ("/guess/", "localhost", 404)):
+        connection = http.client.HTTPConnection("localhost", where.port, timeout=10)
+        connection.request("GET", path, headers={"Host": host})
+        assert connection.getresponse().status == status
+        connection.close()
+    assert len(where.path.strip("/")) >= 20
     with pytest.raises(SetupError, match="give another one, or 0 for any that is free"):
-        serve(lambda: "", int(addresses[0].rsplit(":", 1)[1].strip("/")), said)
+        serve(lambda: "", where.port, said)
     assert 'http-equiv="refresh" content="5"' in html(make_page(gather(runs / "alone"), refresh_s=5))
 
 
