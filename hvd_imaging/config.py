@@ -25,6 +25,16 @@ PositiveFloat = typing.Annotated[float, Field(gt=0)]
 Triple = tuple[Positive, Positive, Positive]
 
 
+def one_line(name: str) -> str:
+    """A class name: it goes into tables, pages, terminals and scripts."""
+    if not name.strip() or not name.isprintable() or len(name) > 64:
+        raise ValueError(f"expected 1 to 64 printable characters, found {name[:64]!r}")
+    return name
+
+
+ClassName = typing.Annotated[str, pydantic.AfterValidator(one_line)]
+
+
 class Section(pydantic.BaseModel):
     """Base of all sections: unknown keys are errors, values cannot change after checking."""
 
@@ -162,7 +172,7 @@ class PrivacyConfig(Section):
 class LabelsConfig(Section):
     """How masks are made of annotations (DICOM SEG, RTSTRUCT, NIfTI, NRRD); see docs/labels.md."""
 
-    names: list[str] | None = Field(
+    names: list[ClassName] | None = Field(
         None, min_length=1, description="segmentation: these structures become the classes, in this order; null: all, by alphabet"
     )
     consensus: Literal["first", "union", "majority", "staple"] = Field(

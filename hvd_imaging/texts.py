@@ -256,3 +256,8 @@ def parse_csv(text: str) -> Table:
         raise TextError(f"not a table: {'a quote that is not closed' if 'unexpected end' in str(error) else error}", line + 1) from None
     header = tuple(cell.lower() for cell in found[0][1]) if found else ()
     return Table(header, tuple(found[1:]))
+
+
+def plain_cell(value: Any) -> Any:
+    """A cell to be written: a text that a spreadsheet would take for a formula gets a quote before it. Pure."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else value

@@ -232,3 +232,79 @@ def _report(place: Path, names: _Names) -> None:
     text.TextValue = names.word()
     ds.ContentSequence = Sequence([text])
     _save(ds, place / f"{names.word()}.dcm", names)
+
+
+def plant_annotated(folder: Path, seed: int) -> list[str]:
+    """`_plant_annotated` without pydicom's warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _plant_annotated(folder, seed)
+
+
+def _plant_annotated(folder: Path, seed: int) -> list[str]:
+    """Six patients with a CT series and a SEG each, whose free texts and code strings are identifiers wherever a writer may put one.
+
+    Returns:
+        Every identifier in it, at least 100. Names of structures that are terms of medicine are none: "Lung" is in all SEGs.
+    """
+    names = _Names(seed)
+    for series in range(6):
+        patient, surname, study, uid, frame = names.word(), names.word(), names.uid(), names.uid(), names.uid()
+        place = folder / names.word()
+        images = []
+        for number in range(4):
+            ds = _image(names, patient, number)
+            ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = study, uid, frame
+            ds.PatientName, ds.StudyDate = f"{surname}^{names.word()}", names.date()
+            if series == 1:
+                ds.Modality = names.word(10)
+            _put(ds, 0x00081030, "LO", names.word())
+            _save(ds, place / f"{names.word()}_{number}.dcm", names)
+            images.append(ds)
+        seg = _seg(names, images, ["Lung", f"{surname} mass" if series else surname])
+        if series == 2:
+            seg.SegmentationType = names.word(10)
+        if series == 3:
+            seg.SegmentSequence[1].SegmentLabel = f"mass {patient}"
+        if series == 4:
+            seg.ApprovalStatus = names.word(10)
+        _save(seg, place / f"{names.word()}.seg", names)
+    return sorted(set(names.made))
+
+
+def _seg(names: _Names, images: list[Dataset], labels: list[str]) -> Dataset:
+    first, side = images[0], int(images[0].Rows)
+    ds = Dataset()
+    ds.SOPClassUID, ds.SOPInstanceUID, ds.Modality = "1.2.840.10008.5.1.4.1.1.66.4", names.uid(), "SEG"
+    ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = first.StudyInstanceUID, names.uid(), first.FrameOfReferenceUID
+    ds.PatientID, ds.PatientName = first.PatientID, first.PatientName
+    ds.ContentCreatorName, ds.SeriesDescription = names.of("PN"), names.word()
+    ds.SegmentationType, ds.Rows, ds.Columns, ds.NumberOfFrames = "BINARY", side, side, len(images) * len(labels)
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 1, 1, 0, 0
+    segments, frames, pixels = [], [], []
+    for number, label in enumerate(labels, 1):
+        item, code = Dataset(), Dataset()
+        code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = names.word(10), names.word(8), names.word()
+        item.SegmentNumber, item.SegmentLabel, item.SegmentDescription = number, label, names.word()
+        item.SegmentAlgorithmName, item.SegmentAlgorithmType = names.word(), "MANUAL"
+        item.SegmentedPropertyTypeCodeSequence = item.SegmentedPropertyCategoryCodeSequence = Sequence([code])
+        segments.append(item)
+        for image in images:
+            group, segment, position = Dataset(), Dataset(), Dataset()
+            segment.ReferencedSegmentNumber, position.ImagePositionPatient = number, image.ImagePositionPatient
+            group.SegmentIdentificationSequence, group.PlanePositionSequence = Sequence([segment]), Sequence([position])
+            frames.append(group)
+            mask = np.zeros((side, side), np.uint8)
+            mask[8 * number : 8 * number + 6, 8:20] = 1
+            pixels.append(mask)
+    ds.SegmentSequence, ds.PerFrameFunctionalGroupsSequence = Sequence(segments), Sequence(frames)
+    shared, orientation, measures = Dataset(), Dataset(), Dataset()
+    orientation.ImageOrientationPatient, measures.PixelSpacing, measures.SliceThickness = first.ImageOrientationPatient, first.PixelSpacing, 2
+    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = Sequence([orientation]), Sequence([measures])
+    ds.SharedFunctionalGroupsSequence = Sequence([shared])
+    reference = Dataset()
+    reference.SeriesInstanceUID, reference.ReferencedInstanceSequence = first.SeriesInstanceUID, Sequence([])
+    ds.ReferencedSeriesSequence = Sequence([reference])
+    ds.PixelData = np.packbits(np.stack(pixels).reshape(-1), bitorder="little").tobytes()
+    return ds

@@ -78,7 +78,7 @@ def command(
     from ..cluster.render import FOLDER, Wish, parse_chain, scripts
     from ..cluster.request import make_requests, site_folders
     from ..config import IngestConfig, RunConfig, load
-    from ..errors import ConfigError, SetupError
+    from ..errors import ConfigError, RunError, SetupError
 
     settings = load(RunConfig, config, assignments)
     load(IngestConfig, None, ingest_set)
@@ -104,7 +104,7 @@ def command(
     problems: list[Any] = []
     try:
         problems = submitting.findings(made, settings, directory)
-    except SetupError as error:
+    except (SetupError, RunError) as error:
         if not dry_run:
             raise
         reasons.append(f"not judged: {error}")

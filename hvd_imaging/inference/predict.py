@@ -37,6 +37,7 @@ from ..shards.reader import ShardReader
 from ..sources.dicom import SeriesFiles, read_series, scan_dicom
 from ..sources.elements import walk
 from ..sources.nifti import is_nifti_name, read_nifti, stem, write_nifti
+from ..texts import plain_cell
 from ..volume import Volume
 from .predictors import Predictor
 from .sliding import MEMORY_BYTES, Shape3, center_patch, sliding_window
@@ -483,8 +484,8 @@ def back_to_grid(
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:
     """Rows as CSV text; numbers with 6 digits."""
     file = io.StringIO()
-    writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(map(plain_cell, rows[0]))
     for row in rows:
-        writer.writerow({key: f"{value:.6g}" if isinstance(value, float) else value for key, value in row.items()})
+        writer.writerow(f"{value:.6g}" if isinstance(value, float) else plain_cell(value) for value in row.values())
     return file.getvalue()

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import pydantic
 
-from ..config import ModelConfig, PreprocessConfig, stored_preprocess
+from ..config import ClassName, ModelConfig, PreprocessConfig, stored_preprocess
 from ..errors import RunError
 from ..files import write_json
 from ..texts import read_json
@@ -35,7 +35,7 @@ class ModelSpec(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
 
     task: Literal["segmentation", "classification"]
-    classes: tuple[str, ...]
+    classes: tuple[ClassName, ...]
     patch: tuple[_Side, _Side, _Side]
     channels: _Side
     preprocess: PreprocessConfig

@@ -52,7 +52,6 @@ _OUT = {
     "1.2.840.10008.5.1.4.1.1.11.": "a presentation state",
     "1.2.840.10008.5.1.4.1.1.9.": "a waveform",
 }
-_NAMING = ["PatientName", "OtherPatientNames", "PatientBirthName", "PatientMotherBirthName", "ReferringPhysicianName", "PerformingPhysicianName", "OperatorsName", "PhysiciansOfRecord", "NameOfPhysiciansReadingStudy", "RequestingPhysician", "ContentCreatorName", "PatientID", "OtherPatientIDs", "AccessionNumber", "StudyID", "InstitutionName", "PatientAddress", "PatientTelephoneNumbers", "ReviewerName"]
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _TIME = re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?")
 _KERNEL = re.compile(r"[A-Za-z]{1,3}\d{1,3}[a-z]{0,2}|\d")
@@ -321,9 +320,8 @@ def _code(item: Dataset) -> Dataset | None:
 
 
 def _named(ds: Dataset) -> frozenset[str]:
-    """Words of three letters and more, in upper case, that the object gives as names or numbers of somebody."""
-    text = " ".join(_text(ds, keyword) for keyword in _NAMING)
-    return frozenset(word for word in re.findall(r"\w+", text.upper().replace("^", " ").replace("_", " ")) if len(word) > 2)
+    """Words that the object gives as names or numbers of somebody."""
+    return vocabulary.naming_words(_text(ds, keyword) for keyword in vocabulary.NAMING)
 
 
 def _text(ds: Dataset, tag: Any) -> str:

@@ -54,9 +54,9 @@ class Redactor:
         relative = self.relative(path)
         return "." if relative == "." else self._refer("folder", relative)
 
-    def label(self, name: str) -> str:
+    def label(self, name: str, forbidden: Collection[str] = ()) -> str:
         """The name of a structure as `vocabulary.label` shows it; what it stands for is known like that of a file."""
-        shown = vocabulary.label(self._key, name)
+        shown = vocabulary.label(self._key, name, forbidden)
         if shown != name:
             self.known[shown] = name
         return shown

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import hmac
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 _TERMS = """
 YES NO Y N NONE OTHER UNKNOWN UNDEFINED TRUE FALSE ON OFF AUTO MANUAL FULL PARTIAL AUTOMATIC SEMIAUTOMATIC
@@ -85,6 +85,11 @@ MESSAGES = frozenset(_MESSAGES.split())
 FILES = frozenset({"labels.csv", "cases.csv", "dataset.json"})
 """Files that go by these names in every archive: they are shown."""
 
+MODALITIES = frozenset(
+    ["ANN", "AR", "ASMT", "AU", "BDUS", "BI", "BMD", "CFM", "CR", "CT", "CTPROTOCOL", "DG", "DMS", "DX", "ECG", "EEG", "EMG", "EOG", "EPS", "ES", "FID", "GM", "HC", "HD", "IO", "IOL", "IVOCT", "IVUS", "KER", "KO", "LEN", "LS", "M3D", "MG", "MR", "NM", "OAM", "OCT", "OP", "OPM", "OPT", "OPTBSV", "OPTENF", "OPV", "OSS", "OT", "PA", "PLAN", "POS", "PR", "PT", "PX", "REG", "RESP", "RF", "RG", "RTDOSE", "RTIMAGE", "RTINTENT", "RTPLAN", "RTRAD", "RTRECORD", "RTSEGANN", "RTSTRUCT", "RWV", "SEG", "SM", "SMR", "SR", "SRF", "STAIN", "TEXTUREMAP", "TG", "US", "VA", "XA", "XAPROTOCOL", "XC", "CS", "DD", "DF", "DS", "EC", "FA", "FS", "LP", "MA", "MS", "OPR", "ST", "VF"]
+)
+"""Defined terms of Modality, retired ones too (PS3.3 C.7.3.1.1.1)."""
+
 SCHEMES = frozenset({"DCM", "SCT", "SRT", "99SDM", "SNM3", "UCUM", "RADLEX", "LN", "FMA", "NCIt", "IBSI", "MDC", "UMLS"})
 
 
@@ -117,31 +122,104 @@ def concepts() -> dict[tuple[str, str], str]:
     return found
 
 
+_BODY = re.compile(
+    r"anatom|segment|region|structure|lesion|finding|tissue|organ\b|organs|lung|brain|heart|cardi|vessel|vascul|arter|vein|ven(ous|tric)|bone|joint|"
+    r"muscle|nerve|abdom|pelvi|chest|thora|breast|lateral|modifier|morphol|neoplas|tumor|site|radiotherapy|\broi\b|kidney|renal|prostat|spine|skull|head|"
+    r"neck|extrem|eye|ophthal|tooth|teeth|tract|lymph|valve|chamber|lobe",
+    re.IGNORECASE,
+)
+"""Context groups of PS3.16 that name parts of the body, and what is found in them."""
+_OTHER = re.compile(
+    r"breed|registr|drug|agent|device|observ|stain|taxon|person|equipment|measur|method|procedure|fixat|report|score|scale|protocol|calculat|equation|"
+    r"view|projection",
+    re.IGNORECASE,
+)
+"""Those of breeds, people, makers and methods, which are full of names."""
+_MORE = """
+background lesion nodule tumor tumour tumors tumours mask organ left right upper lower middle lobe ball cyst cysts edema oedema necrosis core enhancing
+whole vertebra vertebrae vertebral disc discs rib ribs scapula clavicula clavicle sternum sacrum costal cartilage cartilages humerus radius ulna femur
+tibia fibula patella autochthon iliopsoas gluteus maximus medius minimus psoas quadratus lumborum esophagus oesophagus trachea duodenum colon rectum sigmoid
+bowel small large gallbladder bladder urinary adrenal gland glands thyroid parotid submandibular mandible maxilla cochlea chiasm brainstem lens orbit
+penile bulb seminal vesicle vesicles prostate uterus ovary cervix vena cava superior inferior portal splenic hepatic iliac artery arteries vein veins trunk
+brachiocephalic subclavian carotid common internal external pulmonary coronary atrium ventricle myocardium appendage septum hippocampus anterior posterior
+amygdala thalamus caudate putamen pallidum accumbens cortex white gray grey matter fluid cerebrospinal ventricles cerebellum lung lungs airway airways
+emphysema consolidation opacity ground glass effusion pneumothorax bronchus bronchi node nodes lymph body bone bones skin fat muscle muscles spinal cord
+canal nerve nerves optic eye eyes head neck chest abdomen pelvis arm arms leg legs hand hands foot feet spleen liver kidney kidneys pancreas stomach heart
+aorta brain skull polyp calcification calcifications hemorrhage haemorrhage infarct ischemia stroke plaque aneurysm thrombus metastasis metastases
+and of in the with without all any other
+"""
+_PEOPLE = frozenset(
+    ["achilles", "becquerel", "becquerels", "blalock", "boyd", "cockett", "cooper", "couinaud", "damus", "dodd", "doppler", "ewing", "fallot", "fleischner", "fontan", "giacomini", "glenn", "gross", "hounsfield", "hunter", "hunterian", "james", "janma", "joslin", "kaye", "kerley", "kutta", "levine", "lown", "merkel", "meyer", "mobitz", "mustard", "norwood", "paget", "parkinson", "purkinje", "rastelli", "runge", "euler", "sano", "senning", "stansel", "student", "taussig", "todaro", "trendelenburg", "valsalva", "wenckebach", "willis", "wolf", "wood", "baum", "fisher", "weber", "klein", "lange", "hertz", "gray"]
+)
+"""Eponyms, which are names of people still."""
+
+
 @functools.cache
 def _words() -> frozenset[str]:
-    """Words of all code meanings and defined terms, in lower case."""
-    text = " ".join(concepts().values()) + " " + " ".join(TERMS).replace("_", " ")
-    extra = "background lesion nodule tumor tumour mask organ left right upper lower lobe ball"
-    return frozenset(re.findall(r"[a-z]{2,}", f"{text} {extra}".lower()))
+    """Words of the meanings of parts and findings of the body, and of defined terms, in lower case."""
+    from pydicom.sr._cid_dict import cid_concepts, name_for_cid
+    from pydicom.sr._concepts_dict import concepts as tables
+
+    found = set(re.findall(r"[a-z]{2,}", (" ".join(TERMS).replace("_", " ") + _MORE).lower()))
+    for group, name in name_for_cid.items():
+        if not _BODY.search(name) or _OTHER.search(name):
+            continue
+        for scheme, keywords in cid_concepts[group].items():
+            for keyword in keywords:
+                for meaning, *_ in tables.get(scheme, {}).get(keyword, {}).values():
+                    found.update(re.findall(r"[a-z]{2,}(?!'s)\b", meaning.lower()))
+    return frozenset(found - _PEOPLE | set(_MORE.split()))
+
+
+NAMING = (
+    "PatientName", "OtherPatientNames", "PatientBirthName", "PatientMotherBirthName", "ReferringPhysicianName", "PerformingPhysicianName",
+    "OperatorsName", "PhysiciansOfRecord", "NameOfPhysiciansReadingStudy", "RequestingPhysician", "ContentCreatorName", "PatientID", "OtherPatientIDs",
+    "AccessionNumber", "StudyID", "InstitutionName", "PatientAddress", "PatientTelephoneNumbers", "ReviewerName",
+)  # fmt: skip
+"""Keywords of attributes that name or number somebody."""
+_MOST_DIGITS = 3
+
+
+def naming_words(texts: Iterable[str]) -> frozenset[str]:
+    """Words of three letters and more, in upper case, of texts that name or number somebody. Pure."""
+    text = " ".join(texts).upper().replace("^", " ").replace("_", " ")
+    return frozenset(word for word in re.findall(r"\w+", text) if len(word) > 2)
+
+
+def names_somebody(value: str, forbidden: Collection[str]) -> bool:
+    """True if a word, or all the digits, of ``value`` stand among ``forbidden``. Pure."""
+    words = set(re.findall(r"[^\W_]+|[^\W\d_]+", value.upper())) | set(re.findall(r"[^\W\d_]+", value.upper()))
+    digits = re.sub(r"\D", "", value)
+    return bool(words & set(forbidden)) or (len(digits) > 1 and digits.lstrip("0") in {word.lstrip("0") for word in forbidden if word.isdigit()})
 
 
 def label(key: bytes, value: str, forbidden: Collection[str] = ()) -> str:
     """The name of a segment or contour: kept if all its words are terms of medicine, else ``label-<8 hex>``.
 
-    Equal names get equal labels, so that classes stay classes.
+    Equal names get equal labels, so that classes stay classes. Of digits few are kept: a number can be a patient's.
 
     Args:
         forbidden: words in upper case that name somebody in the same object.
     """
     words = re.findall(r"[^\W\d_]+|\d+|[^\w\s]", value)
     plain = all(
-        (word.isdigit() and len(word) <= 2)
-        or word in tuple("-_+()/.,")
-        or (word.upper() not in forbidden and (len(word) == 1 or word.lower() in _words()))
-        for word in words
-    )
+        (word.isdigit() and len(word) <= 2) or word in tuple("-_+()/.,") or len(word) == 1 or word.lower() in _words() for word in words
+    ) and not names_somebody(value, forbidden)
     singles = sum(len(word) == 1 and word.isalpha() for word in words)
-    if words and plain and singles <= 1 and value.isascii() and len(value) <= 64 and any(word.isalpha() for word in words):
+    few = singles <= 1 and sum(letter.isdigit() for letter in value) <= _MOST_DIGITS and len(value) <= 64
+    if words and plain and few and value.isascii() and value.isprintable() and any(word.isalpha() for word in words):
         return value.strip()
     code = hmac.new(key, f"label\0{value.strip().casefold()}".encode(errors="surrogatepass"), hashlib.sha256)
     return f"label-{code.hexdigest()[:8]}"
+
+
+def modality(value: str) -> str:
+    """A Modality (0008,0060) that the standard defines, "OT" for any other, "" for none: nothing keeps a site from writing a name into it."""
+    value = value.strip().upper()
+    return value if value in MODALITIES or not value else "OT"
+
+
+def code(value: str) -> str:
+    """A code as ``scheme:value`` if the standard lists it, "" for any other, whose value can be anything."""
+    scheme, _, text = value.partition(":")
+    return value if (scheme, text) in concepts() else ""

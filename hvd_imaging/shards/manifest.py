@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 import pydantic
 
-from ..config import PreprocessConfig, SplitConfig, stored_preprocess
+from ..config import ClassName, PreprocessConfig, SplitConfig, stored_preprocess
 from ..errors import DatasetError
 from ..files import write_json
 from ..texts import read_json
@@ -153,7 +153,7 @@ class Manifest(_Entry):
 
     schema_version: int = pydantic.Field(SCHEMA, alias="schema")
     task: Task
-    classes: tuple[str, ...]
+    classes: tuple[ClassName, ...]
     channels: Side
     preprocess: PreprocessConfig
     split: SplitConfig

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,7 @@ import numpy as np
 
 from ..config import LabelsConfig
 from ..errors import SourceError
+from ..privacy import vocabulary
 from ..volume import Volume
 from . import unread
 from .dicom import DicomScan, Rejected, SegFile, SeriesFiles, Units, read_series, relative, scan_dicom
@@ -168,12 +169,12 @@ def scan(
     return Catalog(task, classes, ordered, tuple(rejected), notes, remarks=tuple(remarks))
 
 
-def choose(catalog: Catalog, config: LabelsConfig, shown: Callable[[str], str] = str) -> Catalog:
+def choose(catalog: Catalog, config: LabelsConfig, shown: Callable[[str, Collection[str]], str] = lambda name, forbidden: name) -> Catalog:
     """The catalog with the classes that ``config`` wants, and its way to make masks.
 
     Args:
-        shown: gives the name that stands for a segment's or region's own, which is free text and can hold a patient's. Names that
-            ``config`` lists stay as they are.
+        shown: gives the name that stands for a segment's or region's own, which is free text and can hold a patient's; takes words that
+            name people in its objects. Names that ``config`` lists stay as they are.
 
     Raises:
         SourceError: a name that no annotation has, or more classes than a mask can hold.
@@ -188,7 +189,8 @@ def choose(catalog: Catalog, config: LabelsConfig, shown: Callable[[str], str] =
     if config.names is not None and volumes:
         raise SourceError("labels.names is for DICOM SEG and RTSTRUCT; masks as volumes have the classes of dataset.json")
     if not volumes:
-        names = {name: name if name in (config.names or ()) else shown(name) for name in catalog.classes[1:]}
+        people = _people(catalog.cases)
+        names = {name: name if name in (config.names or ()) else shown(name, people.get(name, ())) for name in catalog.classes[1:]}
         missing = [name for name in config.names or () if name not in names]
         if missing:
             raise SourceError(
@@ -269,6 +271,27 @@ def annotations_of(case: Case, volume: Volume, catalog: Catalog) -> tuple[Annota
             annotation = read_seg(file.path, volume, case.image.root, catalog.names)
         found.append(replace(annotation, annotator=file.annotator))
     return tuple(found)
+
+
+_MOSTLY_NOT = 0.1
+
+
+def _people(cases: Iterable[Case]) -> dict[str, set[str]]:
+    """Label -> words that name people in the objects that have it, raw. Pure.
+
+    A word that names people in few of many objects is one of medicine ("white matter", and a patient of the name White).
+    """
+    objects: Counter[str] = Counter()
+    words: dict[str, Counter[str]] = {}
+    for case in cases:
+        own: set[str] = set()
+        if isinstance(case.image, SeriesFiles):
+            own.update(vocabulary.naming_words(text for header in case.image.headers[:1] for text in (header.person_name, header.patient)))
+        for file in case.mask:
+            for label in set(file.labels):
+                objects[label] += 1
+                words.setdefault(label, Counter()).update(own | file.named)
+    return {label: {word for word, count in found.items() if count > _MOSTLY_NOT * objects[label]} for label, found in words.items()}
 
 
 def _codes(segmentations: Iterable[SegFile], names: Mapping[str, str]) -> tuple[str, ...]:

@@ -111,6 +111,7 @@ class SegFile:
         annotator: raw name of who made it: for memory only, never written.
         review: ApprovalStatus, "" if none.
         drawn: what else tells on which images it was drawn.
+        named: words in upper case by which it names or numbers people: for memory only, never written.
     """
 
     path: Path
@@ -122,6 +123,7 @@ class SegFile:
     annotator: str = field(default="", repr=False)
     review: str = ""
     drawn: Drawn = field(default_factory=Drawn, repr=False)
+    named: frozenset[str] = field(default=frozenset(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,7 @@ def group_headers(headers: Iterable[Header], root: Path) -> DicomScan:
                     header.annotator,
                     header.review,
                     header.drawn,
+                    header.named,
                 )
             )
     people = judge(header for members in series.values() for header in members)

@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
+from pydicom.datadict import tag_for_keyword
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -26,6 +27,7 @@ from pydicom.uid import (
 
 from ..errors import SourceError
 from ..inflate import inflated
+from ..privacy import vocabulary
 
 START_BYTES = 16 << 10
 """Read at first: holds the header of nearly all classic images in one read."""
@@ -169,7 +171,8 @@ _WANTED = frozenset([*_TEXT, *_DECIMAL, *_SHORT, *_DOUBLE, *_PRIVATE])
 _TAG_OF = {name: tag for table in (_TEXT, _DECIMAL, _SHORT, _DOUBLE) for tag, name in table.items()}
 SOURCE_IMAGES, CONTOURS = 0x00082112, 0x30060039
 TAGS = [*_TEXT, *_DECIMAL, *_SHORT, *_DOUBLE, *_DEEP, *_PRIVATE, CSA_IMAGE, 0x00180088, 0x00081070, SOURCE_IMAGES,
-        0x00280122, 0x00280123, 0x00280124, 0x00280125]  # the last: padding of floats
+        0x00280122, 0x00280123, 0x00280124, 0x00280125,  # padding of floats
+        *(tag for keyword in vocabulary.NAMING if (tag := tag_for_keyword(keyword)) is not None)]  # fmt: skip
 _LONG_VRS = frozenset((b"OB", b"OW", b"OF", b"OD", b"OL", b"OV", b"SQ", b"UN", b"UT", b"UC", b"UR", b"SV", b"UV"))
 _SHORT_VRS = frozenset(
     b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split()

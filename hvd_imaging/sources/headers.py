@@ -22,6 +22,7 @@ from pydicom.uid import (
 
 from ..errors import SourceError
 from ..inflate import inflated
+from ..privacy import vocabulary
 from .drawn import Drawn, by_segmentation, by_structure_set
 from .elements import (
     START_BYTES,
@@ -58,8 +59,9 @@ class Header:
         tiles: number of tiles of a Siemens mosaic, else 0.
         references: SeriesInstanceUIDs that a SEG or RTSTRUCT refers to.
         labels: segment labels or ROI names.
-        codes: of SEG, for each label its code ("SCT:39607008"), "" if it has none.
+        codes: of SEG, for each label its code ("SCT:39607008"), "" if it has none that the standard lists.
         annotator, review: who made it, and ApprovalStatus.
+        named: of a SEG or RTSTRUCT, words in upper case by which it names or numbers people.
         padding: lowest and highest stored value that is padding, or None.
         frame_of_reference: FrameOfReferenceUID, "" if none.
         drawn: of a SEG or RTSTRUCT, what tells on which images it was drawn.
@@ -108,6 +110,7 @@ class Header:
     labels: tuple[str, ...] = field(default=(), repr=False)
     codes: tuple[str, ...] = ()
     annotator: str = field(default="", repr=False)
+    named: frozenset[str] = field(default=frozenset(), repr=False)
     review: str = ""
     padding: tuple[float, float] | None = None
     frame_of_reference: str = field(default="", repr=False)
@@ -250,7 +253,7 @@ def _describe(
         issuer=values.raw_text("IssuerOfPatientID"),
         person_name=values.raw_text("PatientName"),
         birth_date=values.raw_text("PatientBirthDate"),
-        modality=text("Modality"),
+        modality=vocabulary.modality(text("Modality")),
         study_date=text("StudyDate"),
         institution=text("InstitutionName"),
         station=text("StationName"),
@@ -296,6 +299,10 @@ def _describe(
 
 def _labels(path: Path, root: Path, dataset: pydicom.Dataset, known: dict[str, Any]) -> Header:
     names = [str(dataset.get(tag) or "").strip() for tag in ("ContentCreatorName", "OperatorsName")]
+    # An institute's name has words of medicine, which its structures have too.
+    known["named"] = vocabulary.naming_words(
+        str(dataset.get(tag) or "") for tag in vocabulary.NAMING if tag not in ("InstitutionName", "PatientAddress")
+    )
     known["annotator"] = names[0] or names[1]
     known["review"] = str(dataset.get("ApprovalStatus") or "")
     if known["sop_class"] in (SegmentationStorage, LABEL_MAP):
@@ -330,7 +337,7 @@ def _code(segment: pydicom.Dataset) -> str:
     for item in segment.get("SegmentedPropertyTypeCodeSequence") or []:
         value = item.get("CodeValue") or item.get("LongCodeValue") or item.get("URNCodeValue")
         if value:
-            return f"{item.get('CodingSchemeDesignator') or ''}:{value}"
+            return vocabulary.code(f"{item.get('CodingSchemeDesignator') or ''}:{value}")
     return ""
 
 

@@ -246,6 +246,8 @@ def parse_classes(labels: Any, where: str) -> tuple[str, ...]:
             raise SourceError(
                 f"{where}: labels: '{key}': expected a whole number for each class name (regions are not supported yet)"
             )
+        if not name.strip() or not name.isprintable() or len(name) > 64 or len(str(number)) > 6:
+            raise SourceError(f"{where}: labels: class {len(by_value)}: expected a name of 1 to 64 printable characters and a value below 10^6")
         if name.lower() == "ignore":
             raise SourceError(f"{where}: labels: an 'ignore' label is not supported yet")
         by_value[int(number)] = name

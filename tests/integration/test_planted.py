@@ -105,3 +105,87 @@ def test_errors_name_nobody(archive, ingest, tmp_path, what):
     }[what]
     ingest(*options, code=PARTIAL if what == "stranger" else SourceError.exit_code)
     assert nothing_left(tmp_path, identifiers) == []
+
+
+# Annotated archives
+
+
+def identified(out, identifiers):
+    """(kind, name of the file) of what is found below a folder."""
+    files = sorted(out.rglob("*"))
+    return sorted({(found.kind, files[found.file].name) for found in find_identifiers(out, identifiers)})
+
+
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory):
+    """(folder, identifiers) of an archive of SEGs and its dataset, with all that the commands on the way there made and printed below ``out``."""
+    root = tmp_path_factory.mktemp("annotated")
+    identifiers = planted.plant_annotated(root / "archive", 5)
+    assert len(identifiers) >= 100
+    (root / "out").mkdir()
+    (root / "key").write_text(KEY + "\n")
+    (root / "key").chmod(0o600)
+
+    def run(*words, codes=(0, PARTIAL)):
+        done = subprocess.run([*MAIN, *words], capture_output=True, text=True, timeout=300, cwd=root)
+        assert done.returncode in codes, (words, done.stdout, done.stderr)
+        with open(root / "out/printed.txt", "a", encoding="utf-8") as file:
+            file.write(done.stdout + done.stderr)
+        return done
+
+    run("labels", "archive", "--out", "out/annotations", "--key-file", "key")
+    run("labels", "archive", "--key-file", "key", "--json")
+    run("ingest", "archive", "out/data", "--key-file", "key", "--set", "preprocess.intensity=window", "--set", "split.val=0.2", "--set", "split.test=0.2")
+    for private in root.glob("out/*.files.json"):
+        private.rename(root / private.name)
+    run("dataset", "info", "out/data", "--json")
+    run("dataset", "verify", "out/data")
+    run("dataset", "audit", "out/data", "--json", codes=range(12))  # its images are alike
+    return root, identifiers, run
+
+
+def test_no_name_becomes_a_class_or_stands_in_a_report(annotated):
+    root, identifiers, _ = annotated
+    manifest = manifests.load(root / "out/data")
+    assert "Lung" in manifest.classes and all(name in ("background", "Lung") or name.startswith("label-") for name in manifest.classes)
+    assert {sample.modality for sample in manifest.samples} <= {"CT", "OT"} and len(manifest.samples) == 5
+    assert identified(root / "out", identifiers) == []
+    assert len({found.identifier for found in find_identifiers(root / "archive", identifiers)}) > 100
+
+
+def test_nor_in_what_a_chain_of_jobs_is_made_of(annotated):
+    root, identifiers, run = annotated
+    (root / "run.yaml").write_text(RUN)
+    run("submit", "run.yaml", "--dry-run", "--chain", "train,evaluate", "--json")
+    assert identified(root / "out", identifiers) == []
+
+
+RUN = """
+data: {dataset: out/data, patch: [4, 16, 16], augment: null}
+model: {name: unet3d, filters: 4, depth: 1}
+train: {epochs: 1, batch_size: 1}
+output: {run_dir: out/run}
+"""
+
+
+@pytest.mark.long
+def test_nor_in_a_run_its_report_its_predictions_and_its_export(annotated):
+    root, identifiers, run = annotated
+    (root / "run.yaml").write_text(RUN)
+    run("train", "run.yaml")
+    run("evaluate", "out/run")
+    run("report", "out/run")
+    run("status", "out/run", "--json")
+    series = sorted(path for path in (root / "archive").iterdir())[0]
+    for path in series.glob("*.seg"):
+        path.rename(root / path.name)
+    run("predict", "out/run", str(series), "out/mask.nii.gz")
+    run("predict", "out/run", str(series), "out/volumes.csv", "--json")
+    run("predict", "out/run", "out/data", "out/masks")
+    run("export", "out/run", "out/export", "--format", "onnx")
+    run("init", "compress-segmentation", "-o", "recipe.yaml")
+    run("compress", "out/run", "--recipe", "recipe.yaml", "--out", "out/compressed", codes=range(12))
+    # The series' own place is the user's word; what was printed of it is no output of the product.
+    printed = (root / "out/printed.txt").read_text()
+    (root / "out/printed.txt").write_text(printed.replace(str(series), "SERIES"))
+    assert identified(root / "out", identifiers) == []

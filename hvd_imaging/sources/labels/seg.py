@@ -14,6 +14,7 @@ from pydicom.uid import RLELossless
 
 from ...decoders import DECODER, SYNTAXES, Expected
 from ...errors import SetupError, SourceError
+from ...privacy import vocabulary
 from ...volume import Volume
 from ..elements import UNCOMPRESSED, quiet, read_dataset, relative
 from .layers import Annotation, crop, from_planes, is_background, paint
@@ -69,7 +70,7 @@ def read_seg(path: Path, image: Volume, root: Path = Path(), shown: Mapping[str,
     if "PixelData" not in seg:
         raise SourceError(f"{name}: DICOM SEG without pixels (truncated file?)")
     if kind not in KINDS:
-        raise SourceError(f"{name}: DICOM SEG of type {kind} is not supported, expected one of {', '.join(KINDS)}")
+        raise SourceError(f"{name}: DICOM SEG of {f'type {kind}' if vocabulary.is_term(kind) else 'an unknown type'} is not supported, expected one of {', '.join(KINDS)}")
     if size != image.shape[1:]:
         raise SourceError(
             f"{name}: mask of another geometry: {size[0]} x {size[1]} pixels, its series has "

@@ -15,6 +15,8 @@ from ..nifti import plain_name
 _CODES = {"patientid": "patient", "seriesinstanceuid": "series"}
 MISSING = frozenset(("nan", "<na>", "na", "n/a", "null", "nat"))
 """What programs write for a value that they do not have."""
+LONGEST = 64
+"""Characters of a class name: as many as a DICOM label (LO) has."""
 _NUMBER = re.compile(r"[+-]?\d+(?:[.,](\d*))?(e[+-]?\d+)?", re.IGNORECASE)
 
 
@@ -65,6 +67,8 @@ def read_labels_csv(path: Path) -> LabelTable:
         if len(cells) <= max(key, value) or not cells[key] or not cells[value]:
             raise SourceError(f"{name}: row {number}: expected an identifier and a label, found an empty or missing cell")
         identifier, label = plain_name(cells[key]), " ".join(plain_name(cells[value]).split())
+        if len(label) > LONGEST:
+            raise SourceError(f"{name}: row {number}: a label of {len(label)} characters, expected at most {LONGEST}")
         if label.lower() in MISSING:
             raise SourceError(f"{name}: row {number}: the label is '{label}', which stands for no value; give a label or remove the row")
         entries.append((number, identifier, label))
