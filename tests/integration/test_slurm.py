@@ -71,6 +71,7 @@ def standing(run_dir, rank):
         os.kill(pid, signal.SIGCONT)
 
 
+@pytest.mark.long
 def test_preempted_killed_and_at_its_limit_a_job_ends_with_the_same_weights(cluster, site):
     done = mpirun(2, [sys.executable, "-m", "hvd_imaging.cli.main", "train", site / "run.yaml", "--run-dir", site / "plain",
                       "--set", f"data.dataset={json.dumps(str(site / 'dataset'))}", *SET])  # fmt: skip

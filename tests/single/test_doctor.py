@@ -22,7 +22,7 @@ FULL = dict.fromkeys(doctor.PACKAGES, "1.0")
 
 @pytest.mark.parametrize(
     ("python", "level"),
-    [((3, 9, 18), "error"), ((3, 10, 0), "ok"), ((3, 11, 7), "ok"), ((3, 12, 4), "ok"), ((3, 13, 0), "error"), ((4, 0, 0), "error")],
+    [((3, 9, 18), "error"), ((3, 10, 0), "error"), ((3, 11, 7), "ok"), ((3, 12, 4), "ok"), ((3, 13, 0), "error"), ((4, 0, 0), "error")],
 )
 def test_python(python, level):
     assert levels(doctor.judge_versions(python, FULL))["python"] == level

@@ -16,16 +16,16 @@ from hvd_imaging.sources.labels.table import read_labels_csv
 from hvd_imaging.sources.nifti import parse_classes
 
 KEY = b"k" * 32
-TERMS = """
+NAMES = """
 spleen kidney_right gallbladder liver stomach pancreas adrenal_gland_right lung_upper_lobe_left esophagus trachea thyroid_gland small_bowel duodenum colon
 urinary_bladder prostate kidney_cyst_left sacrum vertebrae_S1 vertebrae_L5 heart aorta pulmonary_vein brachiocephalic_trunk subclavian_artery_right
 common_carotid_artery_right atrial_appendage_left superior_vena_cava inferior_vena_cava portal_vein_and_splenic_vein iliac_artery_left iliac_vena_left
 humerus_left scapula_left clavicula_left femur_left hip_left spinal_cord gluteus_maximus_left autochthon_left iliopsoas_left brain skull rib_left_1
 rib_right_12 sternum costal_cartilages GTV-1 CTV PTV_60 Lesion Nodule Anterior Posterior parotid_left mandible cochlea_right chiasm brainstem
-""".split()  # those of TotalSegmentator, of radiotherapy, of the Medical Segmentation Decathlon
+"""  # those of TotalSegmentator, of radiotherapy, of the Medical Segmentation Decathlon
 
 
-@pytest.mark.parametrize("name", [*TERMS, "white matter", "Ground glass", "Enhancing tumor", "Gray matter", "lower lobe of left lung"])
+@pytest.mark.parametrize("name", [*NAMES.split(), "white matter", "Ground glass", "Enhancing tumor", "Gray matter", "lower lobe of left lung"])
 def test_terms_stay(name):
     assert vocabulary.label(KEY, name) == name
 
