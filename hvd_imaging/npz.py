@@ -57,7 +57,8 @@ def _claimed(part: Any) -> int:
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:
         raise ValueError(f"array format {version}")
-    shape, _, dtype = readers[version](part, max_header_size=_MOST_HEAD)
+    reader: Any = readers[version]  # its stub does not know the bound
+    shape, _, dtype = reader(part, max_header_size=_MOST_HEAD)
     if dtype.hasobject or dtype.names or dtype.kind not in "biufSUV" or any(side < 0 for side in shape):
         raise ValueError(f"an array of {dtype} and shape {shape}"[:200])
     return math.prod(shape) * dtype.itemsize

@@ -158,8 +158,9 @@ _PEOPLE = frozenset(
 def _words() -> frozenset[str]:
     """Words of the meanings of parts and findings of the body, and of defined terms, in lower case."""
     from pydicom.sr._cid_dict import cid_concepts, name_for_cid
-    from pydicom.sr._concepts_dict import concepts as tables
+    from pydicom.sr._concepts_dict import concepts
 
+    tables: dict[str, dict[str, dict[str, tuple]]] = concepts  # type: ignore[assignment]
     found = set(re.findall(r"[a-z]{2,}", (" ".join(TERMS).replace("_", " ") + _MORE).lower()))
     for group, name in name_for_cid.items():
         if not _BODY.search(name) or _OTHER.search(name):

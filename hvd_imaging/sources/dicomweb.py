@@ -616,7 +616,7 @@ def _in_time(act: Callable[[], T], received: _Received, base: str) -> T:
     found, error = outcome[0]
     if error is not None:
         raise error
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _check_end(response: Any) -> None:
