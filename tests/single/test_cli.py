@@ -1,6 +1,7 @@
 """The command line: help is light, and every end has its message and exit code."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -207,3 +208,38 @@ def test_what_a_terminal_obeys_is_escaped_in_messages(value):
 def test_long_messages_are_cut_in_the_middle():
     text = str(ConfigError("begin" + "x" * 100_000 + "end"))
     assert len(text) < 2100 and text.startswith("begin") and text.endswith("end")
+
+
+FAILS = """
+import errno, os, sys
+import click
+from hvd_imaging.cli import main as entry
+
+@click.command()
+@click.argument("out")
+def command(out):
+    raise OSError(getattr(errno, os.environ["CODE"]), "No space left", os.environ["PLACE"])
+
+entry.COMMANDS["fails"] = ""
+entry.cli.get_command = lambda ctx, name: command
+entry.main()
+"""
+
+
+@pytest.mark.parametrize("code", ["ENOSPC", "EROFS", "EACCES", "EMFILE", "EDQUOT", "EIO"])
+def test_an_error_of_the_machine_is_one_line_and_names_what_the_user_named(tmp_path, code):
+    for place, shown in ((tmp_path / "runs" / "Doe^John" / "x", str(tmp_path / "runs")), ("/elsewhere/Doe^John", "")):
+        done = subprocess.run(
+            [sys.executable, "-c", FAILS, "fails", str(tmp_path / "runs")], capture_output=True, text=True, timeout=60,
+            env=os.environ | {"CODE": code, "PLACE": str(place)},
+        )  # fmt: skip
+        assert done.returncode == 6 and "Traceback" not in done.stderr and "Doe" not in done.stderr
+        (line,) = done.stderr.splitlines()
+        assert line.startswith(f"hvd-imaging: error: {shown}") and "check space, permissions and limits" in line
+
+
+def test_other_errors_of_the_system_are_still_faults_of_the_program(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FAILS, "fails", "x"], capture_output=True, text=True, timeout=60, env=os.environ | {"CODE": "EBADF", "PLACE": "x"}
+    )
+    assert done.returncode == 70 and "fault of the program" in done.stderr
