@@ -49,7 +49,7 @@ def command(
 
     communicator = Horovod()
     world = communicator.world
-    together(communicator, lambda: check_writable(run_dir / f"evaluation-{split}.json") if world.is_root else None)
+    together(communicator, lambda: check_writable(run_dir / f"evaluation-{split}.json") if world.is_root and run_dir.is_dir() else None)
     with counter("evaluate", world) as progress:
         report = evaluate(run_dir, split, communicator, progress, draw_evaluation if plots else None, dataset, trusted)
     if not world.is_root:

@@ -26,7 +26,7 @@ def exporter():
 
 
 def scrape(port: int) -> bytes:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://localhost:{port}/metrics", timeout=10) as answer:
         return answer.read()
 
 

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from hvd_imaging import config
@@ -37,7 +38,7 @@ def test_every_key_stands_there_with_its_comment(task):
 
 def test_values_fit_the_task():
     segmentation, classification = (
-        config.check(RunConfig, config.yaml.safe_load(render(task)), task) for task in ("segmentation", "classification")
+        config.check(RunConfig, yaml.safe_load(render(task)), task) for task in ("segmentation", "classification")
     )
     assert segmentation.model.name == "unet3d" and segmentation.data.patch == (32, 48, 48)
     assert classification.model.name == "vgg16" and classification.data.patch == (1, 96, 96)
