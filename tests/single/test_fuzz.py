@@ -374,7 +374,10 @@ def logs(folder: Path) -> tuple[list[Path], Read]:
     names = {Path(name).name: name for name in places}
 
     def read(path: Path) -> object:
-        (run / names[path.name]).write_bytes(path.read_bytes())
+        mutated = path.read_bytes()
+        for name, text in places.items():  # the others are whole
+            (run / name).write_text(text)
+        (run / names[path.name]).write_bytes(mutated)
         return recent_events(run), epoch_records(run), read_samples(run), read_beats(run), submissions(run)
 
     return [run / name for name in places], read
