@@ -51,12 +51,12 @@ CASES = (
 
 
 def measure(folder: Path, quick: bool, say: Callable[[str], None]) -> tuple[list[Row], list[Figure]]:
-    """Make the inputs in ``folder`` and time all systems on them; ``quick``: an eighth of them, once.
+    """Make the inputs in ``folder`` and time all systems on them; ``quick``: a sixteenth of them, once.
 
     Raises:
         HvdImagingError: a process failed.
     """
-    part, rounds = (8, 1) if quick else (1, 3)
+    part, rounds = (16, 1) if quick else (1, 3)
     say("making many small inputs")
     make_volumes(folder / "volumes", VOLUMES // part)
     make_single_images(folder / "images", IMAGES // part, 256)
