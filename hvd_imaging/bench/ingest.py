@@ -33,7 +33,7 @@ def measure(quick: bool = False, on_run: Callable[[str], None] | None = None) ->
     Raises:
         HvdImagingError: a process failed.
     """
-    rounds, slices = (2, SLICES[:6]) if quick else (5, SLICES)
+    rounds, slices = (1, SLICES[:4]) if quick else (5, SLICES)
     say = on_run or (lambda text: None)
     with tempfile.TemporaryDirectory(prefix="hvd_imaging_bench.") as name:
         folder = Path(name)
