@@ -13,7 +13,7 @@ Sets up the environment (scripts/setup_env.sh), then makes in FOLDER (default: q
   runs/                        a 3D U-Net and a VGG16, trained on 2 ranks
   models/                      exports
   predictions/                 of the unseen series
-About 5 minutes on 2 cores after the set-up. FOLDER must not exist yet, or be empty.
+About 15 minutes on 2 cores after the set-up. FOLDER must not exist yet, or be empty.
 T
 }
 
