@@ -6,11 +6,15 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from hvd_imaging import bootstrap
 
 bootstrap.prepare()
+# A deadline is a timed assertion, which a busy machine fails.
+hypothesis.settings.register_profile("ours", deadline=None)
+hypothesis.settings.load_profile("ours")
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "parallel")]
 
 
