@@ -176,6 +176,23 @@ def test_too_many_members_and_too_small_a_disk(archive, tmp_path, monkeypatch):
                 archives.opened(path, tmp_path / kind)
 
 
+@pytest.mark.parametrize("kind", ["zip", "tar", "gztar"])
+@pytest.mark.parametrize(("size", "taken"), [(0, False), (3, False), (600, True)])
+def test_many_members_of_nothing_are_no_archive_of_images(tmp_path, monkeypatch, kind, size, taken):
+    monkeypatch.setattr(archives, "FEW_MEMBERS", 50)
+    for number in range(60):
+        path = tmp_path / "in" / f"{number}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(os.urandom(size))
+    made = Path(shutil.make_archive(str(tmp_path / "made"), kind, tmp_path / "in"))
+    if taken:
+        assert len(content(archives.opened(made, tmp_path / "scratch").folder)) == 60
+        return
+    with pytest.raises(SourceError, match=r"\d+ members of \d+ bytes on average: this is no archive of images"):
+        archives.opened(made, tmp_path / "scratch")
+    assert len(content(tmp_path / "scratch")) <= 52
+
+
 def test_damaged_archives(archive, tmp_path):
     path = packed("tar", archive, tmp_path)
     data = path.read_bytes()
