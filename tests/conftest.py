@@ -13,7 +13,7 @@ from hvd_imaging import bootstrap
 
 bootstrap.prepare()
 # A deadline is a timed assertion, which a busy machine fails.
-hypothesis.settings.register_profile("ours", deadline=None)
+hypothesis.settings.register_profile("ours", hypothesis.settings(), deadline=None)
 hypothesis.settings.load_profile("ours")
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "parallel")]
 
