@@ -203,11 +203,6 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2
 """What a terminal obeys, or what turns the direction of a text; a tab is left to be trimmed."""
 
 
-def has_control(text: str) -> bool:
-    """True if a text has line breaks, terminal escapes, or other characters that are not shown. Pure."""
-    return _CONTROL.search(text) is not None
-
-
 @dataclass(frozen=True)
 class Table:
     """A table.

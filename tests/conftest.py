@@ -12,8 +12,10 @@ import pytest
 from hvd_imaging import bootstrap
 
 bootstrap.prepare()
-# A deadline is a timed assertion, which a busy machine fails.
-hypothesis.settings.register_profile("ours", hypothesis.settings(), deadline=None)
+# Deadlines and the check for slow examples are timed assertions, which a busy machine fails.
+hypothesis.settings.register_profile(
+    "ours", hypothesis.settings(), deadline=None, suppress_health_check=[*hypothesis.settings().suppress_health_check, hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("ours")
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "parallel")]
 

@@ -90,8 +90,6 @@ MODALITIES = frozenset(
 )
 """Defined terms of Modality, retired ones too (PS3.3 C.7.3.1.1.1)."""
 
-SCHEMES = frozenset({"DCM", "SCT", "SRT", "99SDM", "SNM3", "UCUM", "RADLEX", "LN", "FMA", "NCIt", "IBSI", "MDC", "UMLS"})
-
 
 def is_term(value: str) -> bool:
     """True for a code string of defined terms: the whole, or all its words, are known; short numbers count as words."""
@@ -149,7 +147,7 @@ aorta brain skull polyp calcification calcifications hemorrhage haemorrhage infa
 and of in the with without all any other
 """
 _PEOPLE = frozenset(
-    ["achilles", "becquerel", "becquerels", "blalock", "boyd", "cockett", "cooper", "couinaud", "damus", "dodd", "doppler", "ewing", "fallot", "fleischner", "fontan", "giacomini", "glenn", "gross", "hounsfield", "hunter", "hunterian", "james", "janma", "joslin", "kaye", "kerley", "kutta", "levine", "lown", "merkel", "meyer", "mobitz", "mustard", "norwood", "paget", "parkinson", "purkinje", "rastelli", "runge", "euler", "sano", "senning", "stansel", "student", "taussig", "todaro", "trendelenburg", "valsalva", "wenckebach", "willis", "wolf", "wood", "baum", "fisher", "weber", "klein", "lange", "hertz", "gray"]
+    ["achilles", "becquerel", "becquerels", "blalock", "boyd", "cockett", "cooper", "couinaud", "damus", "dodd", "doppler", "ewing", "fallot", "fleischner", "fontan", "giacomini", "glenn", "gross", "hounsfield", "hunter", "hunterian", "james", "janma", "joslin", "kaye", "kerley", "kutta", "levine", "lown", "merkel", "meyer", "mobitz", "mustard", "norwood", "paget", "parkinson", "purkinje", "rastelli", "runge", "euler", "sano", "senning", "stansel", "student", "taussig", "todaro", "trendelenburg", "valsalva", "wenckebach", "willis", "wolf", "wood", "baum", "fisher", "weber", "klein", "lange", "hertz"]
 )
 """Eponyms, which are names of people still."""
 
@@ -169,7 +167,7 @@ def _words() -> frozenset[str]:
             for keyword in keywords:
                 for meaning, *_ in tables.get(scheme, {}).get(keyword, {}).values():
                     found.update(re.findall(r"[a-z]{2,}(?!'s)\b", meaning.lower()))
-    return frozenset(found - _PEOPLE | set(_MORE.split()))
+    return frozenset(found - _PEOPLE)
 
 
 NAMING = (
@@ -189,7 +187,7 @@ def naming_words(texts: Iterable[str]) -> frozenset[str]:
 
 def names_somebody(value: str, forbidden: Collection[str]) -> bool:
     """True if a word, or all the digits, of ``value`` stand among ``forbidden``. Pure."""
-    words = set(re.findall(r"[^\W_]+|[^\W\d_]+", value.upper())) | set(re.findall(r"[^\W\d_]+", value.upper()))
+    words = {word for pattern in (r"[^\W_]+", r"[^\W\d_]+") for word in re.findall(pattern, value.upper())}
     digits = re.sub(r"\D", "", value)
     return bool(words & set(forbidden)) or (len(digits) > 1 and digits.lstrip("0") in {word.lstrip("0") for word in forbidden if word.isdigit()})
 
